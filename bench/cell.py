@@ -1,0 +1,147 @@
+"""`Cell`: one point of the matrix, a scalar on every axis. It is its own key, row label and resume token."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Union
+
+from .models.spec import Model
+
+Scalar = Union[str, int, float, bool, None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One option of an axis: a registered name and those of its settings that differ from the defaults.
+
+    `str(Choice("static", (("compile", False),)))` is ``static(compile=False)``: the label in tables and CSV files.
+    """
+
+    name: str
+    settings: tuple[tuple[str, Scalar], ...] = ()
+
+    def __str__(self) -> str:
+        inside = ",".join(f"{key}={value}" for key, value in self.settings)
+        return f"{self.name}({inside})" if inside else self.name
+
+    @property
+    def kwargs(self) -> dict[str, Any]:
+        """The settings as keyword arguments of the registered class."""
+        return dict(self.settings)
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Generate exactly `output_tokens` after a prompt of exactly `input_tokens`, for `batch_size` prompts at once."""
+
+    input_tokens: int
+    output_tokens: int
+    batch_size: int = 1
+    num_beams: int = 1
+    decoding: str = "greedy"
+    """`greedy`, `beam` (num_beams > 1) or `sample` (also with beams)."""
+
+    task = "generate"
+
+
+Workload = Generate
+"""What a cell measures. Another kind of workload is another dataclass with a `task` name."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured. Two cells are the same if and only if everything that can change their numbers is the same."""
+
+    model: Model
+    workload: Workload
+    engine: Choice = Choice("eager")
+    precision: Choice = Choice("bf16")
+    device: Choice = Choice("cpu")
+    launcher: Choice = Choice("local")
+    world_size: int = 1
+    tp: str = "none"
+    stack: str = "current"
+    python: str | None = None
+    """Interpreter of the worker; None is the one that runs the parent."""
+    env: tuple[tuple[str, str], ...] = ()
+    """Environment variables of the worker, as a sweep axis."""
+    iterations: int = 10
+    warmup: int = 3
+    seed: int = 0
+
+    @cached_property
+    def id(self) -> str:
+        """12 hexadecimal digits of a SHA-256 over every field: stable across processes, machines and field order."""
+        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @cached_property
+    def load_key(self) -> tuple[object, ...]:
+        """Cells with the same key share one loaded model, and so one `Job`."""
+        return (self.model, self.engine, self.precision, self.device, self.launcher, self.world_size, self.tp,
+                self.stack, self.python, self.env, self.seed)  # fmt: skip
+
+    def axes(self) -> dict[str, Scalar]:
+        """The key columns of results.csv, in their order. No path of the user's machine is in it."""
+        work = self.workload
+        return {
+            "model": self.model.name,
+            "weights": self.model.weights,
+            "engine": str(self.engine),
+            "precision": str(self.precision),
+            "decoding": work.decoding,
+            "num_beams": work.num_beams,
+            "batch_size": work.batch_size,
+            "input_tokens": work.input_tokens,
+            "output_tokens": work.output_tokens,
+            "device": str(self.device),
+            "launcher": str(self.launcher),
+            "tp": self.tp,
+            "world_size": self.world_size,
+            "stack": self.stack,
+            "task": work.task,
+            "env": " ".join(f"{name}={value}" for name, value in self.env),
+        }
+
+    def __str__(self) -> str:
+        work = self.workload
+        parts = [self.model.name, str(self.precision), str(self.engine), str(self.device)]
+        if self.world_size > 1:
+            parts.append(f"{self.launcher} x{self.world_size} {self.tp}")
+        if self.stack != "current":
+            parts.append(self.stack)
+        parts += [f"bs{work.batch_size}", f"beams{work.num_beams}", f"{work.input_tokens}/{work.output_tokens}"]
+        if work.decoding == "sample":
+            parts.append("sample")
+        parts += [f"{name}={value}" for name, value in self.env]
+        return " ".join(parts)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON types; `from_json` gives an equal cell back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Cell:
+        """The cell that `to_json` wrote."""
+        fields = dict(data)
+        for axis in ("engine", "precision", "device", "launcher"):
+            choice = fields[axis]
+            fields[axis] = Choice(choice["name"], tuple((key, value) for key, value in choice["settings"]))
+        fields["model"] = Model(**fields["model"])
+        fields["workload"] = Workload(**fields["workload"])
+        fields["env"] = tuple((name, value) for name, value in fields["env"])
+        return cls(**fields)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Cells that share one loaded model, in one launch (one fresh process)."""
+
+    cells: tuple[Cell, ...]
+    launch: int = 1
+    name: str = field(default="", compare=False)
+    """Folder name under `jobs/`, unique within a run."""
