@@ -1,0 +1,83 @@
+"""`journal.jsonl`: everything that happened in a results folder, one JSON object per line, in order.
+
+Lines are appended, flushed and fsynced, by the worker while it runs and by the parent when a worker died. Three kinds:
+`start` (a cell began), `record` and `failure` (its outcome). A cell's last outcome wins. A torn last line, left by a
+process that was killed while writing, is ignored when read and closed off by the next append.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import ResultsError
+from .record import Outcome, from_json, to_json
+
+NAME = "journal.jsonl"
+
+
+class Journal:
+    """The journal of one results folder. Raises ResultsError when it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def outcome(self, outcome: Outcome) -> None:
+        """Append an outcome."""
+        self.append(to_json(outcome))
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Append one line; either the whole line is on disk afterwards or the file is as it was."""
+        data = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
+        try:
+            handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            try:
+                size = os.fstat(handle).st_size
+                if size and os.pread(handle, 1, size - 1) != b"\n":
+                    data = b"\n" + data
+                self._write_all(handle, data, size)
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            raise ResultsError(
+                f"cannot write {self.path}: {error.strerror}. Everything measured so far is kept; "
+                f"make room or choose another folder with results=DIR, then run the same command again"
+            ) from error
+
+    @staticmethod
+    def _write_all(handle: int, data: bytes, size: int) -> None:
+        try:
+            while data:
+                data = data[os.write(handle, data) :]
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+
+    def lines(self, offset: int = 0) -> Iterator[tuple[dict[str, Any], int]]:
+        """Each complete line from byte `offset` on, with the offset after it. Empty when there is no journal yet."""
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
+            return
+        with file:
+            file.seek(offset)
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    return
+                offset += len(raw)
+                try:
+                    yield json.loads(raw), offset
+                except ValueError:  # a torn line that a later append closed off
+                    continue
+
+    def outcomes(self) -> dict[tuple[str, int], Outcome]:
+        """The last outcome of every (cell id, launch), in the order in which they first appeared."""
+        found: dict[tuple[str, int], Outcome] = {}
+        for line, _ in self.lines():
+            if line["kind"] in ("record", "failure"):
+                found[line["cell"], line["launch"]] = from_json(line)
+        return found

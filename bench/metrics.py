@@ -1,0 +1,262 @@
+"""Metrics: pure functions of a `Record`, each with its name, unit and direction. Adding one is adding one entry here.
+
+Symbols: B batch size, W beams, S input tokens, N output tokens, L layers; t0 the call of generate with token ids on the
+device, t_i the end of step i. Each figure is the median over the measured iterations of one launch, unless its name
+says otherwise. Unknown is NaN, never 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean, median
+
+from .record import Iteration, Record
+from .schema import Better, Column, Kind
+
+METRICS: dict[str, Column] = {}
+_FUNCTIONS: dict[str, Callable[[Record], float]] = {}
+
+Metric = Callable[[Record], float]
+
+
+def metric(
+    kind: Kind, unit: str = "", better: Better | None = None, primary: bool = False
+) -> Callable[[Metric], Metric]:
+    """Register a function as the column of its name; its docstring is the column's documentation."""
+
+    def register(function: Metric) -> Metric:
+        name = function.__name__
+        METRICS[name] = Column(name, "metric", (function.__doc__ or "").strip(), kind, unit, better, primary)
+        _FUNCTIONS[name] = function
+        return function
+
+    return register
+
+
+def values(record: Record) -> dict[str, float]:
+    """Every metric of a record, in the order of results.csv."""
+    return {name: function(record) for name, function in _FUNCTIONS.items()}
+
+
+# -- one iteration -----------------------------------------------------------------------------------------------------
+
+
+def ttft(iteration: Iteration) -> float:
+    """Time to first token, s: t_1 - t_0. Prefill and the choice of the first token; tokenising is not in it."""
+    return iteration.steps_s[0]
+
+
+def itl(iteration: Iteration) -> list[float]:
+    """Inter-token latencies, s: t_i - t_(i-1) for i = 2..N. A step yields B tokens and is not divided by B."""
+    steps = iteration.steps_s
+    return [late - early for early, late in zip(steps, steps[1:], strict=False)]
+
+
+def tpot(iteration: Iteration) -> float:
+    """Time per output token, s: (E2E - TTFT) / (N - 1). NaN for one token."""
+    count = len(iteration.steps_s)
+    return (iteration.e2e_s - ttft(iteration)) / (count - 1) if count > 1 else math.nan
+
+
+def percentile(samples: Sequence[float], percent: float) -> float:
+    """Linear interpolation between order statistics (numpy's default method). NaN for no samples."""
+    if not samples:
+        return math.nan
+    ordered = sorted(samples)
+    rank = (len(ordered) - 1) * percent / 100
+    low = math.floor(rank)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (rank - low)
+
+
+def _median(samples: Iterable[float]) -> float:
+    known = [sample for sample in samples if not math.isnan(sample)]
+    return median(known) if known else math.nan
+
+
+def _ratio(numerator: float, denominator: float) -> float:
+    return numerator / denominator if denominator else math.nan
+
+
+def _axis(record: Record, name: str) -> int:
+    value = record.axes[name]
+    assert isinstance(value, int)
+    return value
+
+
+# -- latency -----------------------------------------------------------------------------------------------------------
+
+
+@metric("duration", "s", "lower", primary=True)
+def ttft_s(record: Record) -> float:
+    """Time to first token: t_1 - t_0."""
+    return _median(ttft(item) for item in record.iterations)
+
+
+@metric("duration", "s", "lower", primary=True)
+def tpot_s(record: Record) -> float:
+    """Time per output token after the first: (E2E - TTFT) / (N - 1)."""
+    return _median(tpot(item) for item in record.iterations)
+
+
+@metric("duration", "s", "lower")
+def e2e_s(record: Record) -> float:
+    """End-to-end latency: from t_0 until generate has returned and the device is idle."""
+    return _median(item.e2e_s for item in record.iterations)
+
+
+def _itl_percentile(record: Record, percent: float) -> float:
+    return percentile([gap for item in record.iterations for gap in itl(item)], percent)
+
+
+@metric("duration", "s", "lower")
+def itl_p50_s(record: Record) -> float:
+    """50th percentile of the inter-token latencies of all iterations, pooled."""
+    return _itl_percentile(record, 50)
+
+
+@metric("duration", "s", "lower")
+def itl_p90_s(record: Record) -> float:
+    """90th percentile of the inter-token latencies of all iterations, pooled."""
+    return _itl_percentile(record, 90)
+
+
+@metric("duration", "s", "lower")
+def itl_p99_s(record: Record) -> float:
+    """99th percentile of the inter-token latencies of all iterations, pooled."""
+    return _itl_percentile(record, 99)
+
+
+@metric("proportion", "", "lower")
+def e2e_cv(record: Record) -> float:
+    """Spread of the iterations: sample standard deviation of E2E over its mean. NaN for one iteration."""
+    samples = [item.e2e_s for item in record.iterations]
+    if len(samples) < 2:
+        return math.nan
+    mean = fmean(samples)
+    return _ratio(math.sqrt(sum((x - mean) ** 2 for x in samples) / (len(samples) - 1)), mean)
+
+
+# -- throughput --------------------------------------------------------------------------------------------------------
+
+
+@metric("rate", "token/s", "higher")
+def prefill_tokens_per_s(record: Record) -> float:
+    """Prefill throughput: B * S / TTFT."""
+    return _ratio(_axis(record, "batch_size") * _axis(record, "input_tokens"), ttft_s(record))
+
+
+@metric("rate", "token/s", "higher")
+def decode_tokens_per_s(record: Record) -> float:
+    """Decode throughput of all sequences: B / TPOT. Beams are not counted as tokens."""
+    return _ratio(_axis(record, "batch_size"), tpot_s(record))
+
+
+@metric("rate", "token/s", "higher")
+def output_tokens_per_s(record: Record) -> float:
+    """Output throughput, prefill included: B * N / E2E."""
+    return _ratio(_axis(record, "batch_size") * _axis(record, "output_tokens"), e2e_s(record))
+
+
+# -- memory, start-up, instrument --------------------------------------------------------------------------------------
+
+
+@metric("bytes", "byte", "lower")
+def peak_memory_bytes(record: Record) -> float:
+    """Peak during the measured iterations: allocated on an accelerator, resident set of the worker on CPU."""
+    return record.peak_memory_bytes
+
+
+@metric("bytes", "byte", "lower")
+def peak_reserved_bytes(record: Record) -> float:
+    """Peak that the accelerator's allocator held; unknown on CPU."""
+    return record.peak_reserved_bytes
+
+
+@metric("duration", "s", "lower")
+def load_s(record: Record) -> float:
+    """Loading the model until it is ready on the device, imports excluded; once per job."""
+    return record.load_s
+
+
+@metric("duration", "s", "lower")
+def first_call_s(record: Record) -> float:
+    """E2E of the very first call of this cell, the first warm-up: compilation and first allocations included."""
+    return (record.warmups or record.iterations)[0].e2e_s
+
+
+@metric("duration", "s", "lower")
+def compile_s(record: Record) -> float:
+    """What compiling engines lose in warm-up: sum over the warm-ups of E2E above the measured median. NaN for others."""
+    if not record.compiled or not record.warmups:
+        return math.nan
+    steady = e2e_s(record)
+    return sum(max(0.0, item.e2e_s - steady) for item in record.warmups)
+
+
+@metric("duration", "s")
+def hook_s(record: Record) -> float:
+    """Calibrated cost of one call of the step hook; part of each step, not subtracted."""
+    return record.hook_s
+
+
+@metric("duration", "s")
+def residual_s(record: Record) -> float:
+    """E2E - (TTFT + sum of ITL): what generate did after its last step. Large means time that no step explains."""
+    return _median(item.e2e_s - item.steps_s[-1] for item in record.iterations)
+
+
+# -- utilisation -------------------------------------------------------------------------------------------------------
+
+
+def decode_bytes(record: Record) -> float:
+    """Bytes that one decoding step must read: weights + B * W * KV bytes at the mean context S + N/2."""
+    context = _axis(record, "input_tokens") + _axis(record, "output_tokens") / 2
+    sequences = _axis(record, "batch_size") * _axis(record, "num_beams")
+    return record.cost.weight_bytes + sequences * record.cost.kv_bytes_per_token * context
+
+
+def prefill_flops(record: Record) -> float:
+    """FLOPs of prefill: B * (2 * P * S + 2 * P_head + 4 * L * heads * head_dim * S^2 / 2), 1/2 for causal attention.
+
+    P is the active parameters without lm_head, which generate applies to the last position only. Beams share a prompt,
+    so useful work does not grow with W even where a library prefills every beam.
+    """
+    tokens = _axis(record, "input_tokens")
+    cost = record.cost
+    body = cost.active_parameters - cost.head_parameters
+    attention = 4 * cost.attention_width * tokens * tokens / 2
+    return _axis(record, "batch_size") * (2 * body * tokens + 2 * cost.head_parameters + attention)
+
+
+def _mbu(record: Record, bandwidth: float) -> float:
+    return _ratio(decode_bytes(record), tpot_s(record) * _axis(record, "world_size") * bandwidth)
+
+
+def _mfu(record: Record, flops: float) -> float:
+    return _ratio(prefill_flops(record), ttft_s(record) * _axis(record, "world_size") * flops)
+
+
+@metric("proportion", "", "higher")
+def mbu(record: Record) -> float:
+    """Memory bandwidth utilisation of decoding, of the measured peak: bytes of a step / (TPOT * devices * bandwidth)."""
+    return _mbu(record, record.peaks.bandwidth_measured)
+
+
+@metric("proportion", "", "higher")
+def mbu_datasheet(record: Record) -> float:
+    """Memory bandwidth utilisation of decoding, of the datasheet's peak."""
+    return _mbu(record, record.peaks.bandwidth_datasheet)
+
+
+@metric("proportion", "", "higher")
+def mfu(record: Record) -> float:
+    """Model FLOPs utilisation of prefill, of the measured peak: FLOPs of prefill / (TTFT * devices * FLOP/s)."""
+    return _mfu(record, record.peaks.flops_measured)
+
+
+@metric("proportion", "", "higher")
+def mfu_datasheet(record: Record) -> float:
+    """Model FLOPs utilisation of prefill, of the datasheet's dense peak."""
+    return _mfu(record, record.peaks.flops_datasheet)

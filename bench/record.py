@@ -1,0 +1,172 @@
+"""The outcome of one cell in one launch: a `Record` with every raw sample, or a `Failure`. Never nothing.
+
+Seconds and bytes throughout. Statistics are derived when read (`metrics.py`), so a better formula needs no new run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from .cell import Scalar
+from .schema import SCHEMA
+
+FAILURE_KINDS = ("oom", "timeout", "killed", "unsupported", "wrong_length", "nonfinite", "load", "error")
+
+
+@dataclass(frozen=True)
+class Iteration:
+    """One call of generate, on one clock that starts when the call does."""
+
+    steps_s: tuple[float, ...]
+    """End of each decoding step since the start, s; one per output token. The first is the TTFT."""
+    e2e_s: float
+    """Return of generate with the device synchronised, s."""
+    output_hash: str = ""
+    """Hash of the generated tokens."""
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """What one token costs, for MBU and MFU. Unknown is NaN."""
+
+    weight_bytes: float = math.nan
+    """Stored bytes of the weights read per token: without an untied input embedding, with lm_head."""
+    kv_bytes_per_token: float = math.nan
+    """Bytes that one position of one sequence adds to the KV cache."""
+    active_parameters: float = math.nan
+    """Parameters used per token: without the input embedding table, with lm_head."""
+    head_parameters: float = math.nan
+    """Parameters of lm_head, which prefill applies to the last position only."""
+    attention_width: float = math.nan
+    """num_layers * num_heads * head_dim: 4 times this is the FLOPs of attending to one position."""
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """What the device can do. `*_measured` by a probe on this machine, `*_datasheet` by its maker. Unknown is NaN."""
+
+    bandwidth_measured: float = math.nan
+    """byte/s of a large copy, bytes read plus bytes written."""
+    flops_measured: float = math.nan
+    """FLOP/s of a large matrix product in the cell's dtype."""
+    bandwidth_datasheet: float = math.nan
+    flops_datasheet: float = math.nan
+    source: str = ""
+    """Where the datasheet figures come from."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """A measured cell."""
+
+    cell: str
+    """`Cell.id`."""
+    launch: int
+    axes: dict[str, Scalar]
+    """`Cell.axes()`."""
+    run: str
+    log: str
+    """Log file, relative to the results folder."""
+    started: str
+    """UTC, ISO 8601."""
+    iterations: tuple[Iteration, ...]
+    warmups: tuple[Iteration, ...]
+    """The warm-up iterations, in order: what a first call costs can be read here. Never part of a statistic."""
+    load_s: float
+    """From the start of loading until the model is ready on the device, imports excluded, s."""
+    hook_s: float
+    """Calibrated cost of one call of the step hook, s. It is part of every step and not subtracted."""
+    peak_memory_bytes: float
+    """Peak during the measured iterations: allocated bytes on an accelerator, resident set on CPU."""
+    peak_reserved_bytes: float
+    """The same for what the allocator holds; NaN on CPU."""
+    compiled: bool
+    """Whether the engine compiles, so that the warm-ups contain compilation."""
+    cost: ModelCost
+    peaks: Peaks
+    seed: int
+    approximation: str | None
+    fingerprint: dict[str, Scalar]
+    warnings: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    kind = "record"
+    status = "ok"
+    error = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that could not be measured, and why."""
+
+    cell: str
+    launch: int
+    axes: dict[str, Scalar]
+    run: str
+    log: str
+    started: str
+    status: str
+    """One of `FAILURE_KINDS`."""
+    error: str
+    """One line: what happened and what to do."""
+    log_tail: tuple[str, ...] = ()
+    """The last lines of the log, 40 at most."""
+    fingerprint: dict[str, Scalar] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    kind = "failure"
+
+
+Outcome = Union[Record, Failure]
+
+
+def to_json(outcome: Outcome) -> dict[str, Any]:
+    """The journal line of an outcome: plain JSON types, NaN as null."""
+    data = {"kind": outcome.kind, **dataclasses.asdict(outcome)}
+    plain = _without_nan(data)
+    assert isinstance(plain, dict)
+    return plain
+
+
+def from_json(data: Mapping[str, Any]) -> Outcome:
+    """The outcome of a journal line. Fields that this version does not know are ignored, so newer files stay readable."""
+    if data["kind"] == Failure.kind:
+        return Failure(**_known(Failure, {**data, "log_tail": tuple(data["log_tail"])}))
+    fields = dict(data)
+    for name in ("iterations", "warmups"):
+        fields[name] = tuple(
+            Iteration(tuple(_number(s) for s in item["steps_s"]), _number(item["e2e_s"]), item["output_hash"])
+            for item in data[name]
+        )
+    for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes"):
+        fields[name] = _number(data[name])
+    fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
+    peaks = data["peaks"]
+    fields["peaks"] = Peaks(
+        **{key: value if key == "source" else _number(value) for key, value in peaks.items()},
+    )
+    fields["warnings"] = tuple(data["warnings"])
+    return Record(**_known(Record, fields))
+
+
+def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
+    names = {item.name for item in dataclasses.fields(cls)}
+    return {key: value for key, value in data.items() if key in names}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
