@@ -140,6 +140,7 @@ def _random(
         built = AutoModelForCausalLM.from_config(config, **options)
     built.tie_weights()
     noise = Noise(seed, dtype, device)
+    filled: set[torch.nn.Parameter] = set()
     with torch.no_grad():
         for prefix, module in built.named_modules():
             own = dict(module.named_parameters(recurse=False))
@@ -147,6 +148,9 @@ def _random(
                 # Position tables that were computed in the target dtype (GPT-J) get their fp32 values.
                 built._init_weights(module)
             for name, parameter in own.items():
+                if parameter in filled:  # tied: the first name counts
+                    continue
+                filled.add(parameter)
                 if not type(module).__name__.endswith("Norm"):
                     noise.fill(f"{prefix}.{name}", parameter)
                 elif name == "weight":
@@ -211,7 +215,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """CUDA and XPU raise their own class, Level Zero and the CPU allocator a RuntimeError."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
         return True
     signs = (
         "out of memory",
