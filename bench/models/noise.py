@@ -16,8 +16,9 @@ class Noise:
 
     One block of values is drawn, on the CPU whatever the device, and each parameter is a circular copy of it from an
     offset that is a hash of seed and name. So every process, rank and device holds the same weights, in whatever order
-    parameters are filled, and filling runs at the speed of memory: drawing each value takes about ten times as long.
-    The values of one parameter are those of a normal sample; two parameters share values at unrelated positions.
+    parameters are filled, and filling runs at the speed of memory: on two CPU cores, drawing each value would take 16
+    times as long in fp32 and 65 times in bf16. The values of one parameter are those of a normal sample; two
+    parameters share values at unrelated positions.
     """
 
     def __init__(self, seed: int, dtype: torch.dtype, device: torch.device) -> None:
