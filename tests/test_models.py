@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import types
@@ -344,6 +345,17 @@ def test_real_weights_from_a_folder(folder: Path):
     assert model.generation_config.eos_token_id is None
     assert model.generation_config.pad_token_id == 2
     assert revision_of(model) is None
+
+
+def test_cached_hub_model_loads_without_a_network(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "models--org--m"
+    (cached / "refs").mkdir(parents=True)
+    (cached / "refs" / "main").write_text(commit)
+    shutil.copytree(folder, cached / "snapshots" / commit)
+    monkeypatch.setattr(build, "_hub_answers", lambda: False)
+    model = load(Model(name="m", id="org/m"), torch.float32, CPU, seed=0, cache_dir=str(tmp_path))
+    assert revision_of(model) == commit
 
 
 def test_random_weights_of_a_folder_read_its_configuration(folder: Path):

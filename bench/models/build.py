@@ -168,7 +168,17 @@ def _real(model: Model, dtype: torch.dtype, device: torch.device, **kwargs: Any)
     # A thread that asks the hub to convert old checkpoints would run beside the measurement.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
     loaded = AutoModelForCausalLM.from_pretrained(source, **{DTYPE: dtype}, **options, **kwargs)
+    if model.source == "hub" and revision_of(loaded) is None:
+        loaded.config._commit_hash = _commit(source, model.revision, kwargs.get("cache_dir"))
     return loaded if kwargs.get("device_map") or "tp_plan" in kwargs else loaded.to(device)
+
+
+def _commit(name: str, revision: str | None, cache_dir: str | None) -> str | None:
+    """The commit in the hub's cache that `revision` stands for. Configurations stopped carrying it in transformers 5."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json", cache_dir=cache_dir, revision=revision)
+    return Path(found).parent.name if isinstance(found, str) else None
 
 
 def _pad(config: Any) -> int:
