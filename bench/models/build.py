@@ -174,7 +174,7 @@ def _real(model: Model, dtype: torch.dtype, device: torch.device, **kwargs: Any)
 
 
 def _commit(name: str, revision: str | None, cache_dir: str | None) -> str | None:
-    """The commit in the hub's cache that `revision` stands for. Configurations stopped carrying it in transformers 5."""
+    """The commit in the hub's cache that `revision` stands for. Transformers 5 no longer keeps it."""
     from huggingface_hub import try_to_load_from_cache
 
     found = try_to_load_from_cache(name, "config.json", cache_dir=cache_dir, revision=revision)
