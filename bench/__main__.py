@@ -18,7 +18,8 @@ usage: bench COMMAND [...]
   report FOLDER...        show results again: terminal, report.md, report.html
   doctor                  what this machine can run, or why not and what to install
 
-`bench run --help` lists every option. Exit status: 0 ok, 1 some cells failed, 2 usage or configuration, 130 interrupted.
+`bench run --help` lists every option. Exit status: 0 ok, 1 some cells failed, 2 usage or configuration error,
+130 interrupted.
 """
 
 

@@ -52,6 +52,7 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
 
     _register()
     arguments = [rewritten for argument in arguments for rewritten in _rewrite(argument)]
+    arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra wants overrides in one piece
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra insists on writing a multirun.yaml
         sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
@@ -78,7 +79,9 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
                 del os.environ["HYDRA_FULL_ERROR"]
     for config in plain:
         config.pop("experiment", None)
-    return [request(config) for config in plain], OmegaConf.to_yaml(OmegaConf.create(plain if len(plain) > 1 else plain[0]))
+    return [request(config) for config in plain], OmegaConf.to_yaml(
+        OmegaConf.create(plain if len(plain) > 1 else plain[0])
+    )
 
 
 def _register() -> None:

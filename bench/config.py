@@ -160,7 +160,9 @@ def local_model(folder: str) -> dict[str, Any]:
     try:
         architecture = json.loads((path / "config.json").read_text())
     except OSError:
-        raise ConfigError(f"model={folder}: no config.json there. A model folder is what save_pretrained writes") from None
+        raise ConfigError(
+            f"model={folder}: no config.json there. A model folder is what save_pretrained writes"
+        ) from None
     except ValueError as error:
         raise ConfigError(f"model={folder}: config.json is not JSON: {error}") from None
     return {"name": path.name, "source": "path", "path": str(path), "architecture": architecture}

@@ -37,9 +37,6 @@ class Hardware:
     """`Device.info()` by kind."""
     unavailable: dict[str, str]
     """Why not, by kind."""
-    versions: dict[str, str]
-    """Installed libraries; empty when no probe was needed."""
-    python: str = ""
 
     def best(self) -> str:
         """What `device=auto` means here."""
@@ -51,21 +48,17 @@ class Hardware:
         return float(value) if isinstance(value, (int, float)) else None
 
 
-def hardware(python: str | None = None, thorough: bool = False) -> Hardware:
-    """The devices usable from `python` (None: this interpreter). `thorough` always probes and never uses the cache.
-
-    Raises ConfigError when the interpreter cannot be run.
-    """
-    if not thorough and not any(Path(node).exists() for node in _NODES):
+def hardware(python: str | None = None) -> Hardware:
+    """The devices usable from `python` (None: this interpreter). Raises ConfigError when it cannot be run."""
+    if not any(Path(node).exists() for node in _NODES):
         reason = "this machine has no such device"
-        return Hardware({"cpu": Cpu().info(), "fake": FakeDevice().info()}, dict.fromkeys(ACCELERATORS, reason), {})
+        return Hardware({"cpu": Cpu().info(), "fake": FakeDevice().info()}, dict.fromkeys(ACCELERATORS, reason))
     path = cache_folder() / f"probe-{_key(python)}.json"
-    if not thorough:
-        try:
-            return _read(json.loads(path.read_text()))
-        except (OSError, ValueError, KeyError):
-            pass
-    found = _probe(python)
+    try:
+        return _read(json.loads(path.read_text()))
+    except (OSError, ValueError, KeyError):
+        pass
+    found = probe(python)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found))
@@ -75,11 +68,12 @@ def hardware(python: str | None = None, thorough: bool = False) -> Hardware:
 
 
 def _read(found: dict[str, Any]) -> Hardware:
-    return Hardware(found["devices"], found["unavailable"], found["versions"], found["python"])
+    return Hardware(found["devices"], found["unavailable"])
 
 
-def _probe(python: str | None) -> dict[str, Any]:
-    argv = module_argv(python, "bench.probe")
+def probe(python: str | None, *arguments: str) -> dict[str, Any]:
+    """What `bench.probe` prints under an interpreter. Raises ConfigError when it cannot be run."""
+    argv = module_argv(python, "bench.probe", *arguments)
     try:
         done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:

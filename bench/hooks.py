@@ -49,5 +49,3 @@ def step_hook(on_step: Callable[[], None]) -> StoppingCriteria:
 def finite_watch() -> _FiniteWatch:
     """A processor that remembers, on the device, whether any score was NaN or +infinity."""
     return _FiniteWatch()
-
-

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
+from typing import Any
 
 from .cell import Cell, Choice, Job
 from .config import Request
@@ -89,13 +90,13 @@ def plan(requests: Sequence[Request]) -> Plan:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def hardware_of(python: str | None) -> Hardware:
     """`hardware`, asked once per interpreter."""
     return hardware(python)
 
 
-def _same(requests: Sequence[Request], name: str) -> object:
+def _same(requests: Sequence[Request], name: str) -> Any:
     values = list(dict.fromkeys(getattr(item, name) for item in requests))
     if len(values) > 1:
         raise ConfigError(f"{name} cannot be swept ({', '.join(map(str, values))}): it holds for the whole run")
@@ -122,12 +123,12 @@ def _planned(asked: Cell, machine: Hardware, check_memory: bool) -> Planned:
     return Planned(asked, weight_bytes, kv_bytes, device_bytes, reason)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _precision(choice: Choice) -> Precision:
     return precisions.get(choice.name)(**choice.kwargs)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shape(model: Model) -> Shape | None:
     return Shape.of(model)
 

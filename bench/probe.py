@@ -9,13 +9,29 @@ from importlib import metadata
 from typing import Any
 
 from .devices.base import devices
-from .fingerprint import ADAPTERS
+from .fingerprint import ADAPTERS, collect
+from .peaks import peaks
+from .precisions.base import DTYPE_BYTES
 
 
 def main(argv: list[str]) -> int:
-    """Print the findings of this interpreter."""
-    print(json.dumps(findings()))  # noqa: T201
+    """Print the findings of this interpreter; with the argument `measure` also fresh peaks, which are then cached."""
+    found = findings()
+    if argv == ["measure"]:
+        found["peaks"] = {name: measured(name) for name in found["devices"] if name != "fake"}
+    print(json.dumps(found))  # noqa: T201
     return 0
+
+
+def measured(name: str) -> dict[str, dict[str, float]]:
+    """Peaks of a device by dtype, measured now: byte/s of a copy and FLOP/s of a matrix product."""
+    device = devices.get(name)()
+    environment = collect(device)
+    found = {}
+    for dtype in DTYPE_BYTES:
+        peak = peaks(device, dtype, environment, measure_again=True)
+        found[dtype] = {"bandwidth": peak.bandwidth_measured, "flops": peak.flops_measured}
+    return found
 
 
 def findings() -> dict[str, Any]:
@@ -27,7 +43,7 @@ def findings() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     if importlib.util.find_spec("torch") is None:
-        found["unavailable"] = {name: "torch is not installed in this interpreter" for name in devices.names()}
+        found["unavailable"] = dict.fromkeys(devices.names(), "torch is not installed in this interpreter")
         return found
     for name, cls in devices.items():
         device = cls()

@@ -49,7 +49,9 @@ class Progress:
             self.live.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.live.stop()
 
     def show(self, event: Event) -> None:
@@ -71,12 +73,16 @@ class Progress:
     def conclude(self, outcomes: Sequence[Outcome]) -> None:
         """The last lines: what failed and why, where everything is."""
         failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        for failure in failures[:20]:
-            self.console.print(Text.assemble((f"{failure.status} ", "red"), _label(failure), f": {failure.error}"))
-            if failure.log:
-                self.console.print(Text(f"  log: {self.folder / failure.log}", style="dim"))
-        if len(failures) > 20:
-            self.console.print(Text(f"{len(failures) - 20} more failures are in {self.folder}/results.csv"))
+        same: dict[tuple[str, str, str], list[Failure]] = {}
+        for failure in failures:
+            same.setdefault((failure.status, failure.error, failure.log), []).append(failure)
+        for (status, error, log), group in list(same.items())[:20]:
+            cells = _label(group[0]) + (f" and {len(group) - 1} more" if len(group) > 1 else "")
+            self.console.print(Text.assemble((f"{status} ", "red"), f"{cells}: {error}"))
+            if log:
+                self.console.print(Text(f"  log: {self.folder / log}", style="dim"))
+        if len(same) > 20:
+            self.console.print(Text(f"{len(same) - 20} more kinds of failure are in {self.folder}/results.csv"))
         ok = len(outcomes) - len(failures)
         counts = f"{ok} ok" + (f", {len(failures)} failed" if failures else "")
         if not self.total:

@@ -139,7 +139,12 @@ class _Runner:
                 pass_fds=(self.lock,),
             )
         ended = threading.Event()
-        threading.Thread(target=lambda: (process.wait(), ended.set()), daemon=True).start()
+
+        def wait() -> None:
+            process.wait()
+            ended.set()
+
+        threading.Thread(target=wait, daemon=True).start()
         timed_out = False
         try:
             while not ended.wait(POLL_S):
@@ -187,7 +192,8 @@ class _Watch:
 
     def look(self) -> None:
         """Take in what the worker has written since the last look."""
-        for line, self.offset in self.journal.lines(self.offset):
+        for line, offset in self.journal.lines(self.offset):
+            self.offset = offset
             if line["kind"] == "phase":
                 self.phase = line["phase"]
                 self.listen(Event("phase", self.current or self.job.cells[0], self.job.launch, self.phase))

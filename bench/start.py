@@ -1,4 +1,6 @@
-"""Run a module of bench under any interpreter, whether or not bench is installed there: `python start.py MODULE ARG...`.
+"""Run a module of bench under any interpreter, whether or not bench is installed there.
+
+Usage: python start.py MODULE ARGUMENT...
 
 It loads the package `bench` from its own folder and leaves `sys.path` to the interpreter: putting this installation's
 site-packages there would mix the libraries of two environments.

@@ -11,10 +11,11 @@ def significant(value: float, digits: int = 4) -> str:
     """A number with so many significant digits and no exponent; a dash for unknown."""
     if not math.isfinite(value):
         return "-"
-    if value == 0:
+    rounded = float(f"{value:.{digits}g}")
+    if rounded == 0:
         return "0"
-    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(decimals, 6)}f}"
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{rounded:.{min(decimals, 6)}f}"
 
 
 def milliseconds(seconds: float) -> str:

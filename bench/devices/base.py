@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..cell import Scalar
@@ -66,7 +67,7 @@ class Device:
         size = 2**28 if self.torch_type == "cpu" else 2**31
         source = torch.ones(size // 4, dtype=torch.float32, device=self.torch_type)
         target = torch.empty_like(source)
-        return 2 * size / self._best(lambda: target.copy_(source))
+        return 2 * size / self._best(partial(target.copy_, source))
 
     def matmul_flops(self, dtype: str) -> float:
         """FLOP/s of a large square matrix product in a torch dtype; the best of a few."""
@@ -76,7 +77,7 @@ class Device:
         while True:
             left = torch.randn(size, size, device=self.torch_type).to(getattr(torch, dtype))
             right = torch.randn(size, size, device=self.torch_type).to(getattr(torch, dtype))
-            seconds = self._best(lambda left=left, right=right: left @ right)
+            seconds = self._best(partial(torch.matmul, left, right))
             if self.torch_type != "cpu" or seconds > 0.02 or size >= 4096:
                 return float(2 * size**3 / seconds)
             size *= 2

@@ -21,7 +21,6 @@ class Loaded:
     handle: Any
     """The engine's own object, usually a transformers model."""
     cost: ModelCost
-    vocab_size: int
     revision: str = ""
     """Commit of the checkpoint, blank when there is none."""
     warnings: tuple[str, ...] = field(default=())
