@@ -79,9 +79,8 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
                 del os.environ["HYDRA_FULL_ERROR"]
     for config in plain:
         config.pop("experiment", None)
-    return [request(config) for config in plain], OmegaConf.to_yaml(
-        OmegaConf.create(plain if len(plain) > 1 else plain[0])
-    )
+    yaml = OmegaConf.to_yaml(OmegaConf.create(plain if len(plain) > 1 else plain[0]))
+    return [request(config) for config in plain], yaml
 
 
 def _register() -> None:

@@ -1,8 +1,8 @@
 """`journal.jsonl`: everything that happened in a results folder, one JSON object per line, in order.
 
-Lines are appended and fsynced by the worker while it runs, and by the parent when a worker died. Kinds: `phase` (what the
-worker does now), `start` (a cell began), `record` and `failure` (its outcome). A cell's last outcome wins. A torn last line, left by a
-process that was killed while writing, is ignored when read and closed off by the next append.
+Lines are appended and fsynced by the worker while it runs, and by the parent when a worker died. Kinds: `phase` (what
+the worker does now), `start` (a cell began), `record` and `failure` (its outcome). A cell's last outcome wins. A torn
+last line, left by a process that was killed while writing, is ignored when read and closed off by the next append.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -127,7 +128,7 @@ def suspicions(samples: Samples) -> list[str]:
         off = median(abs(item.e2e_s - middle) for item in iterations) / middle
         if off > 0.05:
             found.append(f"the iterations differ by {off:.0%} (median deviation): is something else running?")
-    gaps = [late - early for item in iterations for early, late in zip(item.steps_s, item.steps_s[1:], strict=False)]
+    gaps = [late - early for item in iterations for early, late in itertools.pairwise(item.steps_s)]
     if gaps and samples.hook_s > 0.01 * median(gaps):
         found.append(f"the step hook takes {samples.hook_s / median(gaps):.0%} of a step")
     return found

@@ -33,6 +33,9 @@ FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 )
 """Metric, heading, format: the columns of every report."""
 
+UNREMARKABLE = {"tp": "none", "world_size": 1, "launcher": "local", "stack": "current", "task": "generate", "env": ""}
+"""Values of axes that go without saying."""
+
 SHORT = {"num_beams": "beams", "batch_size": "batch", "input_tokens": "in", "output_tokens": "out"}
 
 
@@ -71,12 +74,10 @@ def view(outcomes: Sequence[Outcome]) -> View:
         column.name: list(dict.fromkeys(group[0].axes[column.name] for group in cells.values())) for column in AXES
     }
     varying = [name for name in values if len(values[name]) > 1]
-    hidden = {"tp", "world_size", "launcher", "stack", "task", "env"}
     common = [
         (SHORT.get(name, name), str(values[name][0]))
         for name in values
-        if len(values[name]) == 1
-        and not (name in hidden and values[name][0] in ("none", 1, "local", "current", "generate", ""))
+        if len(values[name]) == 1 and values[name][0] != UNREMARKABLE.get(name)
     ]
     if any(group for group in cells.values() if len(group) > 1):
         common.append(("launches", str(max(len(group) for group in cells.values()))))
@@ -173,19 +174,11 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
 def markdown(outcomes: Sequence[Outcome]) -> str:
     """report.md: what was measured where, the table, failures with their logs, footnotes, definitions."""
     shown = view(outcomes)
-    lines = [
-        "# Results",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {_md(name)} | {_md(value)} |" for name, value in shown.common),
-        "",
-    ]
+    lines = ["# Results", "", "| | |", "|---|---|"]
+    lines += [f"| {_md(name)} | {_md(value)} |" for name, value in shown.common]
     headings = [*shown.axes, *shown.headings, "notes"]
-    lines += [
-        "| " + " | ".join(map(_md, headings)) + " |",
-        "|" + "---|" * len(shown.axes) + "---:|" * len(shown.headings) + "---|",
-    ]
+    rule = "|" + "---|" * len(shown.axes) + "---:|" * len(shown.headings) + "---|"
+    lines += ["", "| " + " | ".join(map(_md, headings)) + " |", rule]
     for row in shown.rows:
         notes = " ".join([row.failure, *(f"[{number}]" for number in row.notes)]).strip()
         figures = row.figures or ("",) * len(shown.headings)
@@ -193,16 +186,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
     lines += ["", *(f"[{number}] {note}  " for number, note in enumerate(shown.notes, 1))]
     failures = {(item.error, item.log): item for item in outcomes if isinstance(item, Failure) and item.log_tail}
     for failure in failures.values():
-        lines += [
-            "",
-            f"## {failure.status}: {failure.error}",
-            "",
-            f"`{failure.log}`",
-            "",
-            "```",
-            *failure.log_tail[-10:],
-            "```",
-        ]
+        lines += ["", f"## {failure.status}: {failure.error}", "", f"`{failure.log}`", ""]
+        lines += ["```", *failure.log_tail[-10:], "```"]
     lines += ["", "## What the figures mean", ""]
     lines += [f"* **{heading}** (`{name}`): {metrics.METRICS[name].doc}" for name, heading, _ in FIGURES]
     return "\n".join(lines) + "\n"
