@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -204,6 +205,8 @@ def _interpreter(python: str | None) -> str | None:
     path = Path(python).expanduser()
     if not path.is_file():
         raise ConfigError(f"python={python} is not an interpreter: no such file")
+    if not os.access(path, os.X_OK):
+        raise ConfigError(f"python={python} is not an interpreter: it cannot be executed")
     return str(path.absolute())
 
 
