@@ -145,7 +145,7 @@ def test_each_fault_is_one_failure_and_the_other_cells_are_measured(
             assert (bench.cwd / "out" / row["log"]).is_file()
     assert f"{len(failures)} failed" in done.stderr
     assert message in done.stderr
-    if "hang" in fault:  # the stacks at the time of the timeout
+    if fault in ("hang:4", "segv:4"):  # the stacks at that time
         assert any("fake.py" in line for line in failures[0]["log_tail"])
     assert not workers(bench)
 
@@ -299,9 +299,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(bench: Bench, results: str)
     assert (bench.cwd / "a-file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("size", [100, 4000, 9000, 12000])
+@pytest.mark.parametrize("size", [100, 4000, 12000])
 def test_a_full_disk_is_one_line_and_loses_nothing(bench: Bench, size: int):
-    """No file may grow beyond `size` bytes: first config.yaml is too long, then the journal, then results.csv."""
+    """No file may grow beyond `size` bytes: first config.yaml is too long, then job.json, then the journal."""
 
     def full() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
