@@ -29,8 +29,8 @@ from .models.spec import Model
 
 PACKAGE = Path(__file__).parent
 COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
-FLAGS_WITH_VALUE = (*COMPLETION, "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp", "--config-name",
-                    "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
+FLAGS_WITH_VALUE = (*COMPLETION, "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp",
+                    "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
 
 
 def configs_folder() -> Path:
@@ -78,8 +78,9 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
             raise ConfigError(usage.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from error
         finally:
             sys.argv = before[0]
-            if before[1] is None:
-                del os.environ["HYDRA_FULL_ERROR"]
+            del os.environ["HYDRA_FULL_ERROR"]
+            if before[1] is not None:
+                os.environ["HYDRA_FULL_ERROR"] = before[1]
     for config in plain:
         config.pop("experiment", None)
     yaml = OmegaConf.to_yaml(OmegaConf.create(plain if len(plain) > 1 else plain[0]))
