@@ -136,7 +136,7 @@ def make_cell(batch: int = 1, beams: int = 1, inputs: int = 100, outputs: int = 
 
 
 def make_record(
-    cell: Cell | None = None, ttft: float = 0.1, step: float = 0.01, iterations: int = 2, **changes: Any
+    cell: Cell | None = None, ttft: float = 0.1, step: float = 0.01, count: int = 2, **changes: Any
 ) -> Record:
     """A record whose iterations all have the same steps: `ttft`, then one token every `step` seconds."""
     cell = cell or make_cell()
@@ -149,7 +149,7 @@ def make_record(
         "run": "00000001",
         "log": "jobs/001/log",
         "started": "2026-01-02T03:04:05+00:00",
-        "iterations": (item,) * iterations,
+        "iterations": (item,) * count,
         "warmups": (item,),
         "load_s": 2.0,
         "hook_s": 1e-6,

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -211,7 +210,7 @@ def test_hub_ids_and_folders_are_models(tmp_path: Path):
     ]
     assert names == ["tiny", "my-llama", "qwen3-8b", "some-model"]
     (folder / "config.json").write_text("{")
-    with pytest.raises(ConfigError, match="model=./my-llama: config.json is not JSON"):
+    with pytest.raises(ConfigError, match=r"model=\./my-llama: config.json is not JSON"):
         requests("model=./my-llama")
 
 
@@ -351,5 +350,3 @@ def test_the_saved_configuration_is_what_was_composed():
     swept = compose.compose(["-m", "batch_size=1,2"])
     assert swept is not None
     assert [point["batch_size"] for point in yaml.safe_load(swept[1])] == [1, 2]
-
-
