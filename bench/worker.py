@@ -61,6 +61,7 @@ WATCH_STDIN = "BENCH_WATCH_STDIN"
 def main(argv: list[str]) -> int:
     """Measure the job at path `argv[0]`. Every outcome, failures included, is in the journal when this returns 0."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    faulthandler.enable()  # a segmentation fault leaves its stack in the log
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks for the stacks before it kills
     if os.environ.get(WATCH_STDIN):

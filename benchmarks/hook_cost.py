@@ -86,8 +86,10 @@ def main(arguments: list[str]) -> None:
         rounds = int(arguments.pop(0).partition("=")[2])
     with TemporaryDirectory() as folder:
         if not arguments:
-            (Path(folder) / "config.json").write_text(json.dumps(M200))
-            arguments = [f"model={folder}", "weights=random", "precision=fp32", "device=cpu", "num_beams=1",
+            local = Path(folder) / "llama-200m"
+            local.mkdir()
+            (local / "config.json").write_text(json.dumps(M200))
+            arguments = [f"model={local}", "weights=random", "precision=fp32", "device=cpu", "num_beams=1",
                          "lengths=64/33"]  # fmt: skip
         composed = compose(arguments, "hook_cost.py")
         assert composed is not None
