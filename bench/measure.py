@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import hashlib
 import itertools
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,6 +31,8 @@ class Samples:
     peak_memory_bytes: float
     peak_reserved_bytes: float
     hook_s: float
+    other_cores: float
+    """Processors that the rest of the machine kept busy during the measured part, on average."""
 
 
 class Stopwatch:
@@ -60,11 +65,13 @@ def measure(
     on_phase("measuring")
     with quiet_collector():
         device.reset_peak_memory()
+        others = _Others()
         iterations = [once() for _ in range(cell.iterations)]
+        other_cores = others.cores()
         used, reserved = device.peak_memory()
     if not warmups:
         once(check_finite=True)
-    return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device))
+    return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device), other_cores)
 
 
 def iteration(
@@ -114,9 +121,34 @@ def hook_cost(device: Device, calls: int = 200) -> float:
     return median(rounds)
 
 
-def suspicions(samples: Samples) -> list[str]:
+class _Others:
+    """How busy the rest of the machine is: all processors' busy time, hypervisor's theft included, less our own."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def cores(self) -> float:
+        """Average since it was made; NaN where the system does not say."""
+        seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return max(0.0, busy - own) / seconds if seconds else math.nan
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        try:
+            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        except OSError:
+            return time.perf_counter(), math.nan, math.nan
+        user, nice, system, _, _, irq, softirq, steal = map(int, fields)
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, time.process_time()
+
+
+def suspicions(samples: Samples, device: Device) -> list[str]:
     """What a reader should know before trusting the numbers, each with a next step."""
     found = []
+    cores = os.cpu_count() or 1
+    if samples.other_cores > (0.2 if device.torch_type == "cpu" else cores / 2):
+        found.append(f"other processes kept {samples.other_cores:.1f} of {cores} processors busy: measure again alone")
     iterations = samples.iterations
     if len({item.output_hash for item in iterations}) > 1:
         found.append("the iterations produced different tokens: some kernel is not deterministic")
