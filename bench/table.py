@@ -101,7 +101,8 @@ def load(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if path.suffix == ".csv":
         try:
-            return pd.read_csv(path)
+            # A driver 1.10 or a hash that happens to have digits only is no number.
+            return pd.read_csv(path, dtype={column.name: str for column in COLUMNS if column.kind == "text"})
         except (OSError, ValueError) as error:
             raise ResultsError(f"cannot read {path}: {error}") from error
     frame = pd.DataFrame([row(outcome) for outcome in outcomes(path)], columns=[column.name for column in COLUMNS])
