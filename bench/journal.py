@@ -71,9 +71,11 @@ class Journal:
                     return
                 offset += len(raw)
                 try:
-                    yield json.loads(raw), offset
+                    line = json.loads(raw)
                 except ValueError:  # a torn line that a later append closed off
                     continue
+                if isinstance(line, dict) and "kind" in line:  # else somebody else's
+                    yield line, offset
 
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
         """The last outcome of every (cell id, launch), in the order in which they first appeared."""
