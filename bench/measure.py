@@ -53,12 +53,12 @@ def measure(
 
     def once(check_finite: bool = False) -> Iteration:
         engine.seed(cell.seed)
-        return _iteration(engine, loaded, device, inputs, work, check_finite)
+        return iteration(engine, loaded, device, inputs, work, check_finite)
 
     on_phase("warm-up")
     warmups = [once(check_finite=number == 0) for number in range(cell.warmup)]
     on_phase("measuring")
-    with _quiet_collector():
+    with quiet_collector():
         device.reset_peak_memory()
         iterations = [once() for _ in range(cell.iterations)]
         used, reserved = device.peak_memory()
@@ -67,9 +67,10 @@ def measure(
     return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device))
 
 
-def _iteration(
-    engine: Engine, loaded: Loaded, device: Device, inputs: Any, work: Generate, check_finite: bool
+def iteration(
+    engine: Engine, loaded: Loaded, device: Device, inputs: Any, work: Generate, check_finite: bool = False
 ) -> Iteration:
+    """One timed call: the marks before it, at each step and after it, on the device's clock. Raises WrongLength."""
     marks: list[Mark] = []
     mark = device.mark
     append = marks.append
@@ -135,7 +136,7 @@ def suspicions(samples: Samples) -> list[str]:
 
 
 @contextmanager
-def _quiet_collector() -> Iterator[None]:
+def quiet_collector() -> Iterator[None]:
     """Collect once before, and not while measuring: a collection pause would land in some step."""
     enabled = gc.isenabled()
     gc.collect()
