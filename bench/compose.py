@@ -58,7 +58,7 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
     arguments = _flags_first([rewritten for argument in arguments for rewritten in _rewrite(argument)])
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra insists on writing a multirun.yaml
-        sys.argv = [program, f"hydra.sweep.dir={scratch}", *arguments]
+        sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
         usage = io.StringIO()
         try:
