@@ -22,7 +22,7 @@ from . import fingerprint, peaks
 from .cell import Cell, Scalar
 from .devices.base import Device, devices
 from .engines.base import Engine, Loaded, engines
-from .errors import CellError, OutOfMemory, ResultsError, Unsupported
+from .errors import CellError, LoadError, OutOfMemory, ResultsError, Unsupported
 from .journal import Journal, log_tail
 from .measure import Stopwatch, measure, suspicions
 from .precisions.base import precisions
@@ -179,6 +179,8 @@ class _Worker:
         where = " while loading the model" if while_loading else ""
         if self.device.out_of_memory(error):
             return OutOfMemory(f"out of memory{where}: {_first_line(error)}")
+        if isinstance(error, ImportError) and while_loading:
+            return LoadError(f"the worker's interpreter cannot import what it needs: {_first_line(error)}")
         if isinstance(error, SystemExit):
             return CellError(f"a library called exit({error.code}){where}")
         return CellError(f"{type(error).__name__}{where}: {_first_line(error)}")
