@@ -209,6 +209,9 @@ def test_hub_ids_and_folders_are_models(tmp_path: Path):
         point.cells[0].model.name for point in requests("-m model=tiny,./my-llama,Qwen/Qwen3-8B,Some-Org/Some-Model")
     ]
     assert names == ["tiny", "my-llama", "qwen3-8b", "some-model"]
+    folder.rename(tmp_path / "7")
+    assert [point.cells[0].model.name for point in requests("-m model=./7,tiny")] == ["7", "tiny"]
+    folder.mkdir()
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"model=\./my-llama: config.json is not JSON"):
         requests("model=./my-llama")

@@ -141,7 +141,7 @@ def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path: Path):
 
 
 def test_a_folder_that_is_gone_is_an_error_with_advice(tmp_path: Path):
-    with pytest.raises(ResultsError, match="cannot write .*: No such file or directory"):
+    with pytest.raises(ResultsError, match=r"cannot write .*: No such file or directory"):
         Journal(tmp_path / "gone" / "journal.jsonl").append({"kind": "start"})
 
 

@@ -115,7 +115,10 @@ def test_cells_of_different_points_share_a_job():
     found = planned("-m batch_size=1,2 engine=eager,static lengths=1/1,2/2 num_beams=[1,4]")
     assert len(found.cells) == 16
     jobs = found.jobs((cell, 1) for cell in found.cells)
-    assert [(len(job.cells), job.cells[0].engine.name, job.launch) for job in jobs] == [(8, "eager", 1), (8, "static", 1)]
+    assert [(len(job.cells), job.cells[0].engine.name, job.launch) for job in jobs] == [
+        (8, "eager", 1),
+        (8, "static", 1),
+    ]
     assert all(len({cell.load_key for cell in job.cells}) == 1 for job in jobs)
     seeds = planned("-m seed=0,1 num_beams=1")
     assert len(seeds.jobs((cell, 1) for cell in seeds.cells)) == 2

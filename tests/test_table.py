@@ -41,7 +41,9 @@ def test_columns_are_axes_run_metrics_info_fingerprint():
 
 
 def test_a_row_has_every_column_and_blanks_for_unknown(make: Any):
-    good = row(make.record(warnings=("one", "two"), iterations=(Iteration((0.1,), 0.1, "a"), Iteration((0.1,), 0.1, "b"))))
+    good = row(
+        make.record(warnings=("one", "two"), iterations=(Iteration((0.1,), 0.1, "a"), Iteration((0.1,), 0.1, "b")))
+    )
     assert list(good) == NAMES
     assert (good["status"], good["error"], good["warnings"]) == ("ok", None, "one; two")
     assert good["output_hash"] == "varies"
