@@ -52,6 +52,11 @@ class Row:
     notes: tuple[int, ...]
     """Footnotes, by number."""
 
+    @property
+    def remark(self) -> str:
+        """The failure's kind and the footnotes, for a narrow column."""
+        return " ".join([*self.failure.split(":")[:1], *(f"[{number}]" for number in self.notes)]).strip()
+
 
 @dataclass(frozen=True)
 class View:
@@ -140,7 +145,7 @@ def _environment(outcomes: Iterable[Outcome]) -> list[tuple[str, str]]:
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
-    """The table, on standard output."""
+    """The table, on standard output. A narrow terminal gets fewer columns, never cut ones."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -150,25 +155,43 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
         return
     shown = view(outcomes)
     console = Console(highlight=False)
+    headings = _fitting(shown, console.width) if console.is_terminal else shown.headings
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 160))
+        console = Console(highlight=False, width=1000)
     console.print(Text(", ".join(f"{name} {value}" for name, value in shown.common), style="dim"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown.axes:
         table.add_column(name, no_wrap=True, justify="right" if name in SHORT.values() else "left")
-    for heading in shown.headings:
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    if any(row.notes or row.failure for row in shown.rows):
-        table.add_column("", overflow="fold", max_width=40)
+    if any(row.remark for row in shown.rows):
+        table.add_column("")
     for row in shown.rows:
-        remarks = Text(" ".join(f"[{number}]" for number in row.notes), style="yellow")
-        if row.failure:
-            remarks = Text(row.failure.partition(":")[0], style="red") + Text(" ") + remarks
-        cells = [Text(text) for text in (*row.axes, *(row.figures or ("-",) * len(shown.headings)))]
-        table.add_row(*cells, remarks)
+        figures = dict(zip(shown.headings, row.figures, strict=False))
+        cells = [Text(text) for text in (*row.axes, *(figures.get(heading, "-") for heading in headings))]
+        table.add_row(*cells, Text(row.remark, style="red" if row.failure else "yellow"))
     console.print(table)
     for number, note in enumerate(shown.notes, 1):
         console.print(Text(f"[{number}] {note}", style="yellow"))
+    hidden = [heading for heading in shown.headings if heading not in headings]
+    if hidden:
+        console.print(Text(f"{', '.join(hidden)}: not shown here, this terminal is too narrow", style="dim"))
+
+
+def _fitting(shown: View, width: int) -> list[str]:
+    """The headings that fit into a terminal beside the axes; the least asked for go first."""
+    needed = dict.fromkeys(shown.headings, 0)
+    for number, heading in enumerate(shown.headings):
+        needed[heading] = max(len(heading), *(len(row.figures[number]) for row in shown.rows if row.figures), 1) + 3
+    axes = [
+        max(len(name), *(len(row.axes[number]) for row in shown.rows)) + 3 for number, name in enumerate(shown.axes)
+    ]
+    rest = width - sum(axes) - max(len(row.remark) for row in shown.rows) - 3
+    kept = list(shown.headings)
+    for heading in ("prefill tok/s", "MFU", "E2E", "peak memory", "MBU", "decode tok/s"):
+        if sum(needed[item] for item in kept) > rest:
+            kept.remove(heading)
+    return kept
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:

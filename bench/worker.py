@@ -142,13 +142,14 @@ class _Worker:
             hook_s=samples.hook_s,
             peak_memory_bytes=samples.peak_memory_bytes,
             peak_reserved_bytes=samples.peak_reserved_bytes,
+            other_cores=samples.other_cores,
             compiled=self.engine.compiles(cell),
             cost=loaded.cost,
             peaks=limits,
             seed=cell.seed,
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=environment,
-            warnings=(*loaded.warnings, *warnings, *suspicions(samples)),
+            warnings=(*loaded.warnings, *warnings, *suspicions(samples, self.device)),
         )
 
     def _fail(self, cell: Cell, error: CellError, environment: dict[str, Scalar]) -> None:
