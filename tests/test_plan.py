@@ -64,8 +64,8 @@ def test_memory_of_llama_2_7b_by_hand(precision: str, bytes_each: int):
         ("model=llama-2-7b lengths=4000/96", None),
         ("model=llama-2-7b lengths=4000/97", "4000+97 tokens exceed the model's 4096 positions"),
         ("model=bloom-7b1 lengths=20000/97", None),
-        ("model=llama-2-70b precision=fp16", "needs 128.8 GiB per device for weights and KV cache, the device has 64.0 GiB; "
-                                             "check_memory=false tries it all the same"),
+        ("model=llama-2-70b precision=fp16", "needs 128.8 GiB per device for weights and KV cache, the device has "
+                                             "64.0 GiB; check_memory=false tries it all the same"),
         ("model=llama-2-70b precision=fp16 check_memory=false", None),
         ("model=org/unknown", None),
         ("device=xpu", f"device=xpu: {NONE}"),

@@ -83,7 +83,7 @@ def test_appending_rows_gives_the_same_file(folder: Path):
     assert path.read_text() == (folder / "results.csv").read_text()
     with path.open() as file:
         assert [line["error"] for line in csv.DictReader(file)] == ["", 'bad, "very" bad', ""]
-    with pytest.raises(ResultsError, match="cannot write .*What was measured is safe in journal.jsonl"):
+    with pytest.raises(ResultsError, match=r"cannot write .*What was measured is safe in journal\.jsonl"):
         append_csv(folder / "gone" / "results.csv", outcomes(folder)[0])
 
 

@@ -1,4 +1,4 @@
-"""The worker with real models on the processor: exact lengths, EOS, engines, broken weights, memory, other interpreters."""
+"""The worker with real models on the processor: lengths, EOS, engines, broken weights, memory, other interpreters."""
 
 from __future__ import annotations
 
