@@ -155,6 +155,7 @@ def make_record(
         "hook_s": 1e-6,
         "peak_memory_bytes": 2.0**30,
         "peak_reserved_bytes": math.nan,
+        "other_cores": 0.0,
         "compiled": False,
         "cost": ModelCost(1e9, 1e5, 5e8, 1e7, 1e4),
         "peaks": Peaks(1e12, 1e14),
