@@ -79,7 +79,9 @@ def test_launches_are_one_row_with_the_median(make: Any):
     assert row.figures[0] == "200.0 ms"
     assert row.axes == ()
     assert ("launches", "3") in shown.common
-    assert dict(shown.common) >= {"model": "tiny", "precision": "bf16", "on": "a device", "torch": "2.9"}.items()
+    assert (
+        dict(shown.common).items() >= {"model": "tiny", "precision": "bf16", "on": "a device", "torch": "2.9"}.items()
+    )
     assert "tp" not in dict(shown.common)
 
 
