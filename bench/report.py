@@ -21,6 +21,12 @@ from .schema import AXES
 from .table import outcomes as read_outcomes
 from .units import gibibytes, milliseconds, percent, significant
 
+USAGE = """\
+usage: bench report FOLDER...
+
+Show results folders as one table, and write report.md and report.html into each.
+"""
+
 FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("ttft_s", "TTFT", milliseconds),
     ("tpot_s", "TPOT", milliseconds),
@@ -72,9 +78,7 @@ class View:
 
 def view(outcomes: Sequence[Outcome]) -> View:
     """The report of some outcomes: launches of a cell in one row, as the median over launches."""
-    cells: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        cells.setdefault(outcome.cell, []).append(outcome)
+    cells = by_cell(outcomes)
     values: dict[str, list[Scalar]] = {
         column.name: list(dict.fromkeys(group[0].axes[column.name] for group in cells.values())) for column in AXES
     }
@@ -95,6 +99,14 @@ def view(outcomes: Sequence[Outcome]) -> View:
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def by_cell(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    """Outcomes by cell, in the order in which the cells first appear: the rows of every report."""
+    cells: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        cells.setdefault(outcome.cell, []).append(outcome)
+    return cells
 
 
 def _row(group: list[Outcome], varying: Sequence[str], notes: list[str]) -> Row:
@@ -253,14 +265,25 @@ def _plan_line(item: Planned) -> str:
     )
 
 
+def write(folder: Folder, outcomes: Sequence[Outcome]) -> None:
+    """report.md and report.html of a results folder. Raises ResultsError."""
+    from . import page
+
+    folder.write("report.md", markdown(outcomes))
+    folder.write("report.html", page.html(outcomes))
+
+
 def main(arguments: list[str]) -> int:
-    """`bench report FOLDER...`: print the table and write report.md into the first folder."""
+    """`bench report FOLDER...`: print one table, and write report.md and report.html into each folder."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: bench report FOLDER...\n\nShow one or more results folders as one table.")  # noqa: T201
+        sys.stdout.write(USAGE)
         return 0 if arguments else 2
     if arguments[0].startswith("-"):
-        raise ConfigError(f"bench report has no option {arguments[0]}")
-    found = [outcome for folder in arguments for outcome in read_outcomes(Path(folder))]
-    print_table(found)
-    (Path(arguments[0]) / "report.md").write_text(markdown(found)) if len(arguments) == 1 else None
+        raise ConfigError(f"bench report has no option {arguments[0]}: see bench report --help")
+    found = {argument: read_outcomes(argument) for argument in arguments}
+    print_table([outcome for outcomes in found.values() for outcome in outcomes])
+    for argument, outcomes in found.items():
+        if outcomes and Path(argument).is_dir():
+            write(Folder(Path(argument)), outcomes)
+            print(f"{argument}/report.md and report.html written")  # noqa: T201
     return 0

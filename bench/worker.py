@@ -180,11 +180,12 @@ class _Worker:
         where = " while loading the model" if while_loading else ""
         if self.device.out_of_memory(error):
             return OutOfMemory(f"out of memory{where}: {_first_line(error)}")
-        if isinstance(error, ImportError) and while_loading:
-            return LoadError(f"the worker's interpreter cannot import what it needs: {_first_line(error)}")
+        kind = LoadError if while_loading else CellError
         if isinstance(error, SystemExit):
-            return CellError(f"a library called exit({error.code}){where}")
-        return CellError(f"{type(error).__name__}{where}: {_first_line(error)}")
+            return kind(f"a library called exit({error.code}){where}")
+        if isinstance(error, ImportError):
+            return kind(f"{_first_line(error)}: install it into the worker's interpreter")
+        return kind(f"{type(error).__name__}{where}: {_first_line(error)}")
 
     def _recover(self) -> bool:
         """Free what a failed cell held; False when the device itself no longer answers."""
