@@ -86,7 +86,7 @@ def outcomes(path: str | Path) -> list[Outcome]:
     """The last outcome of each cell and launch in a results folder (or its journal). Raises ResultsError."""
     path = Path(path)
     journal = path / NAME if path.is_dir() else path
-    if not journal.is_file():
+    if journal.suffix != ".jsonl" or not journal.is_file():
         raise ResultsError(f"{path} is not a results folder: there is no {NAME} in it")
     return list(Journal(journal).outcomes().values())
 
