@@ -66,6 +66,7 @@ MISTAKES = [
     ("batch_size=true", "batch_size=True: an integer of at least 1 is needed"),
     ("num_beams=2.0", "num_beams=2.0: an integer of at least 1 is needed"),
     ("num_beams=null", "num_beams=None: an integer of at least 1 is needed"),
+    ("name=../elsewhere", "name=../elsewhere: letters, digits and _.- only; a whole path is given with results=DIR"),
     ("decoding=beam num_beams=1", "decoding=beam needs num_beams greater than 1"),
     ("timeout_s=0", "timeout_s=0.0: a number of seconds greater than 0 is needed"),
     ("timeout_s=nan", "timeout_s=nan: a number of seconds greater than 0 is needed"),

@@ -154,6 +154,17 @@ def test_lines_of_another_program_are_not_outcomes(tmp_path: Path, make: Any):
     assert len(journal.outcomes()) == 1
 
 
+def test_what_cannot_be_read_is_one_line(tmp_path: Path):
+    path = tmp_path / "journal.jsonl"
+    path.write_text('{"kind": "record", "cell": "a", "launch": 1}\n')
+    with pytest.raises(ResultsError, match="holds a record that this version of bench cannot read"):
+        Journal(path).outcomes()
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ResultsError, match=r"cannot read .*: Is a directory"):
+        Journal(path).outcomes()
+
+
 def test_log_tail(tmp_path: Path):
     log = tmp_path / "log"
     assert log_tail(log) == ()

@@ -106,6 +106,8 @@ def test_no_results(tmp_path: Path):
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(ResultsError, match="cannot read"):
         bench.load(tmp_path / "empty.csv")
+    with pytest.raises(ResultsError, match="is not a results folder"):
+        outcomes(tmp_path / "empty.csv")
     (tmp_path / "journal.jsonl").write_text("")
     frame = bench.load(tmp_path)
     assert list(frame.columns) == NAMES

@@ -218,4 +218,4 @@ def test_an_interpreter_in_which_nothing_is_installed(bench: Bench):
     assert done.code == 1
     row = rows(bench)[1]
     assert (row["stack"], row["status"]) == ("stack-b", "load")
-    assert row["error"] == "the worker's interpreter cannot import what it needs: No module named 'torch'"
+    assert row["error"] == "No module named 'torch': install it into the worker's interpreter"
