@@ -130,7 +130,7 @@ class _Others:
     def cores(self) -> float:
         """Average since it was made; NaN where the system does not say."""
         seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        return max(0.0, busy - own) / seconds if seconds else math.nan
+        return max(busy - own, 0.0) / seconds if seconds else math.nan  # in this order NaN stays NaN
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
