@@ -5,26 +5,14 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from bench.folder import Folder
 from bench.page import html
-from bench.record import Failure, Iteration, ModelCost, Peaks, Record
-
-AXES = {
-    "model": "tiny", "weights": "random", "engine": "eager", "precision": "bf16", "decoding": "greedy", "num_beams": 1,
-    "batch_size": 1, "input_tokens": 100, "output_tokens": 3, "device": "fake", "launcher": "local", "tp": "none",
-    "world_size": 1, "stack": "current", "task": "generate", "env": "",
-}  # fmt: skip
-
-
-def record(cell: str = "a", **changes: object) -> Record:
-    item = Iteration((0.1, 0.11, 0.12), 0.12, "h")
-    fields = {
-        "cell": cell, "launch": 1, "axes": AXES, "run": "r", "log": "jobs/001/log", "started": "", "iterations": (item,) * 4,
-        "warmups": (Iteration((0.5, 0.51, 0.52), 0.52, "h"),), "load_s": 1.0, "hook_s": 1e-6, "peak_memory_bytes": 2.0**30,
-        "peak_reserved_bytes": 2.0**31, "other_cores": 0.0, "compiled": False, "cost": ModelCost(), "peaks": Peaks(),
-        "seed": 0, "approximation": None, "fingerprint": {"device_name": "fake device"}, "warnings": (),
-    }  # fmt: skip
-    return Record(**{**fields, **changes})  # type: ignore[arg-type]
+from bench.record import Iteration
+from bench.report import write
 
 
 class Reader(HTMLParser):
@@ -50,40 +38,36 @@ def read(page: str) -> Reader:
     return reader
 
 
-def test_figures_and_samples_are_there() -> None:
-    seen = read(html([record(), record("b", axes={**AXES, "num_beams": 4})]))
+def test_figures_and_samples_are_there(make: Any) -> None:
+    seen = read(html([make.record(count=4), make.record(make.cell(beams=4), count=4)]))
     text = " ".join(seen.words)
-    assert "tiny on fake device" in text and "2 measured" in text
-    assert text.count("100.0 ms") >= 2 and text.count("10.00 ms") >= 2  # TTFT 0.1 s, TPOT (0.12 - 0.1) / 2
+    assert "tiny on a device" in text and "2 measured" in text
+    assert text.count("100.0 ms") >= 2 and text.count("10.00 ms") >= 2  # TTFT 0.1 s, TPOT 0.01 s
     assert seen.tags.count("svg") == 4 and seen.tags.count("polyline") == 2
     assert seen.tags.count("circle") == 2 * 5  # every call, the warm-up too
     assert seen.references == []
 
 
-def test_steps_are_drawn_to_scale() -> None:
-    steps = Iteration((0.1, 0.11, 0.13), 0.13, "h")
-    page = html([record(iterations=(steps,))])
+def test_steps_are_drawn_to_scale(make: Any) -> None:
+    page = html([make.record(iterations=(Iteration((0.1, 0.11, 0.13), 0.13, "h"),))])
     (points,) = re.findall(r'points="([^"]+)"', page)
     (_, low), (_, high) = (map(float, point.split(",")) for point in points.split())
-    assert (102 - high) / (102 - low) == pytest.approx(2.0, rel=0.01)  # 20 ms over 10 ms, measured from the axis at y = 102
+    assert (102 - high) / (102 - low) == pytest.approx(2.0, rel=0.01)  # 20 ms over 10 ms; the axis is at y = 102
 
 
-def test_one_token_has_no_curve() -> None:
-    assert "polyline" not in html([record(iterations=(Iteration((0.1,), 0.1, "h"),))])
+def test_one_token_has_no_curve(make: Any) -> None:
+    assert "polyline" not in html([make.record(make.cell(outputs=1))])
 
 
-def test_whatever_comes_from_outside_is_escaped() -> None:
+def test_whatever_comes_from_outside_is_escaped(make: Any) -> None:
     evil = "<script>alert(1)</script>"
-    failure = Failure("c", 1, {**AXES, "model": evil, "num_beams": 4}, "r", evil, "", "error", evil, (evil,))
-    seen = read(html([record(warnings=(evil,), fingerprint={"device_name": evil}), failure]))
+    failure = make.failure(make.cell(beams=4), error=evil, log=evil, log_tail=(evil,))
+    seen = read(html([make.record(warnings=(evil,), fingerprint={"device_name": evil}), failure]))
     assert "script" not in seen.tags
     assert " ".join(seen.words).count(evil) >= 5
 
 
-def test_a_folder_gets_its_page(tmp_path: Path) -> None:
-    from bench.folder import Folder
-    from bench.report import write
-
-    write(Folder(tmp_path), [record()])
-    assert (tmp_path / "report.html").read_text() == html([record()])
+def test_a_folder_gets_its_page(tmp_path: Path, make: Any) -> None:
+    write(Folder(tmp_path), [make.record()])
+    assert (tmp_path / "report.html").read_text() == html([make.record()])
     assert (tmp_path / "report.md").read_text().startswith("# Results")
