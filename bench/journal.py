@@ -93,6 +93,16 @@ class Journal:
         return found
 
 
+class NoJournal(Journal):
+    """What ranks other than the first have: the first writes for all."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(os.devnull))
+
+    def append(self, line: Mapping[str, Any], sync: bool = True) -> None:
+        """Nothing."""
+
+
 def log_tail(path: Path, lines: int = 40) -> tuple[str, ...]:
     """The last lines of a log, none when it cannot be read."""
     try:

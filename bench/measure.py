@@ -7,6 +7,7 @@ import hashlib
 import itertools
 import math
 import os
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,8 +32,18 @@ class Samples:
     peak_memory_bytes: float
     peak_reserved_bytes: float
     hook_s: float
-    other_cores: float
-    """Processors that the rest of the machine kept busy during the measured part, on average."""
+    busy_cores: float
+    """Processors of this machine that were busy during the measured part, on average."""
+    own_cores: float
+    """Those of them that this process kept busy, or all ranks on this machine together."""
+    total_memory_bytes: float = math.nan
+    """Sum of the ranks' peaks; NaN for one process."""
+    host: str = ""
+
+    @property
+    def other_cores(self) -> float:
+        """Processors that the rest of the machine kept busy during the measured part, on average."""
+        return max(self.busy_cores - self.own_cores, 0.0)  # in this order NaN stays NaN
 
 
 class Stopwatch:
@@ -47,17 +58,25 @@ class Stopwatch:
 
 
 def measure(
-    engine: Engine, loaded: Loaded, device: Device, inputs: Any, cell: Cell, on_phase: Callable[[str], None]
+    engine: Engine,
+    loaded: Loaded,
+    device: Device,
+    inputs: Any,
+    cell: Cell,
+    on_phase: Callable[[str], None],
+    together: Callable[[], None] = lambda: None,
 ) -> Samples:
     """Warm up, then measure, with the collector off and the peak of memory taken over the measured part.
 
     The first warm-up also checks that the scores are finite; without warm-ups an extra call at the end does.
+    `together` is called before each call of generate and returns when every rank is ready to start.
     Raises WrongLength, NonFinite, or whatever the engine raises.
     """
     work = cell.workload
 
     def once(check_finite: bool = False) -> Iteration:
         engine.seed(cell.seed)
+        together()
         return iteration(engine, loaded, device, inputs, work, check_finite)
 
     on_phase("warm-up")
@@ -65,13 +84,15 @@ def measure(
     on_phase("measuring")
     with quiet_collector():
         device.reset_peak_memory()
-        others = _Others()
+        load = _Load()
         iterations = [once() for _ in range(cell.iterations)]
-        other_cores = others.cores()
+        busy, own = load.cores()
         used, reserved = device.peak_memory()
     if not warmups:
         once(check_finite=True)
-    return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device), other_cores)
+    return Samples(
+        tuple(warmups), tuple(iterations), used, reserved, hook_cost(device), busy, own, host=platform.node()
+    )
 
 
 def iteration(
@@ -121,16 +142,16 @@ def hook_cost(device: Device, calls: int = 200) -> float:
     return median(rounds)
 
 
-class _Others:
-    """How busy the rest of the machine is: all processors' busy time, hypervisor's theft included, less our own."""
+class _Load:
+    """How busy the machine is: all processors' busy time, hypervisor's theft included, and our own share of it."""
 
     def __init__(self) -> None:
         self._start = self._read()
 
-    def cores(self) -> float:
-        """Average since it was made; NaN where the system does not say."""
+    def cores(self) -> tuple[float, float]:
+        """Busy processors and our part of them, on average since it was made; NaN where the system does not say."""
         seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        return max(busy - own, 0.0) / seconds if seconds else math.nan  # in this order NaN stays NaN
+        return (busy / seconds, own / seconds) if seconds else (math.nan, math.nan)
 
     @staticmethod
     def _read() -> tuple[float, float, float]:

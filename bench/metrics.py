@@ -1,8 +1,8 @@
 """Metrics: pure functions of a `Record`, each with its name, unit and direction. Adding one is adding one entry here.
 
 Symbols: B batch size, W beams, S input tokens, N output tokens, L layers; t0 the call of generate with token ids on the
-device, t_i the end of step i. Each figure is the median over the measured iterations of one launch, unless its name
-says otherwise. Unknown is NaN, never 0.
+device, t_i the end of step i, of the slowest rank where there are several. Each figure is the median over the measured
+iterations of one launch, unless its name says otherwise. Unknown is NaN, never 0.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def output_tokens_per_s(record: Record) -> float:
 
 @metric("bytes", "byte", "lower")
 def peak_memory_bytes(record: Record) -> float:
-    """Peak during the measured iterations: allocated on an accelerator, resident set of the worker on CPU."""
+    """Peak during the measured iterations: allocated on an accelerator, resident set on CPU; maximum over ranks."""
     return record.peak_memory_bytes
 
 
@@ -173,6 +173,12 @@ def peak_memory_bytes(record: Record) -> float:
 def peak_reserved_bytes(record: Record) -> float:
     """Peak that the accelerator's allocator held; unknown on CPU."""
     return record.peak_reserved_bytes
+
+
+@metric("bytes", "byte", "lower")
+def total_memory_bytes(record: Record) -> float:
+    """Sum over ranks of their peaks during the measured iterations; unknown for one process."""
+    return record.total_memory_bytes
 
 
 @metric("duration", "s", "lower")
@@ -206,6 +212,22 @@ def hook_s(record: Record) -> float:
 def residual_s(record: Record) -> float:
     """E2E - (TTFT + sum of ITL): what generate did after its last step. Large means time that no step explains."""
     return _median(item.e2e_s - item.steps_s[-1] for item in record.iterations)
+
+
+def _skews(record: Record) -> list[float]:
+    return [skew for item in record.iterations for skew in item.skew_s]
+
+
+@metric("duration", "s", "lower")
+def skew_p50_s(record: Record) -> float:
+    """Median over the steps of all iterations of max - min over ranks of the step's end. Unknown for one process."""
+    return percentile(_skews(record), 50)
+
+
+@metric("duration", "s", "lower")
+def skew_max_s(record: Record) -> float:
+    """The largest max - min over ranks of a step's end: above a step's length, the ranks do not keep in step."""
+    return max(_skews(record), default=math.nan)
 
 
 # -- utilisation -------------------------------------------------------------------------------------------------------

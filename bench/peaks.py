@@ -22,10 +22,17 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bench"
 
 
-def peaks(device: Device, dtype: str, fingerprint: dict[str, Scalar], measure_again: bool = False) -> Peaks:
-    """Bandwidth and FLOP/s of one device, the latter for a torch dtype."""
+def peaks(
+    device: Device, dtype: str, fingerprint: dict[str, Scalar], measure_again: bool = False, at_once: int = 1
+) -> Peaks:
+    """Bandwidth and FLOP/s of one device, the latter for a torch dtype.
+
+    `at_once` ranks of this node ask at the same time, so that each measures its share of what they have in common.
+    """
     what = [fingerprint[key] for key in ("device_name", "driver", "hostname_hash", "threads", "cpu_count", "torch")]
-    key = hashlib.sha256(json.dumps([repr(device), *what]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([repr(device), *what, *([at_once] if at_once > 1 else [])]).encode()).hexdigest()[
+        :16
+    ]
     path = cache_folder() / f"peaks-{key}.json"
     measured = {} if measure_again else _read(path)
     missing = {"bandwidth", dtype} - measured.keys()

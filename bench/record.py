@@ -27,6 +27,8 @@ class Iteration:
     """Return of generate with the device synchronised, s."""
     output_hash: str = ""
     """Hash of the generated tokens."""
+    skew_s: tuple[float, ...] = ()
+    """For each step, how much later the last rank ended it than the first, s. Empty for one process."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Record:
     approximation: str | None
     fingerprint: dict[str, Scalar]
     warnings: tuple[str, ...] = ()
+    total_memory_bytes: float = math.nan
+    """Sum over ranks of their peaks; NaN for one process."""
     schema: int = SCHEMA
 
     kind = "record"
@@ -141,10 +145,15 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     fields = dict(data)
     for name in ("iterations", "warmups"):
         fields[name] = tuple(
-            Iteration(tuple(_number(s) for s in item["steps_s"]), _number(item["e2e_s"]), item["output_hash"])
+            Iteration(
+                tuple(_number(s) for s in item["steps_s"]),
+                _number(item["e2e_s"]),
+                item["output_hash"],
+                tuple(_number(s) for s in item.get("skew_s", ())),
+            )
             for item in data[name]
         )
-    for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes", "other_cores"):
+    for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes", "total_memory_bytes", "other_cores"):
         fields[name] = _number(data.get(name))
     fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
     figures = {key: _number(value) for key, value in data["peaks"].items() if key != "source"}

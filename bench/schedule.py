@@ -8,27 +8,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import platform
 import signal
 import subprocess
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
+from . import processes, roll
 from .cell import Cell, Job
 from .errors import ConfigError, ResultsError
 from .folder import Folder
 from .journal import log_tail
 from .launchers.base import launchers
 from .plan import Plan
+from .ranks import PARENT
 from .record import Failure, Outcome, from_json
-from .worker import EXIT_JOURNAL, WATCH_STDIN
+from .worker import EXIT_JOURNAL, NO_RESULTS, WATCH_STDIN
 
 POLL_S = 1.0
-GRACE_S = 5.0
-"""How long a worker may take to end after SIGTERM."""
 
 
 @dataclass(frozen=True)
@@ -112,31 +114,35 @@ class _Runner:
             raise self._full(f"cannot write {place}/job.json: {error.strerror}") from error
         watch = _Watch(job, self.folder, self.listen, self.plan)
         killed_before = _oom_kills()
-        status, timed_out = self._process(job, place, watch)
+        end = self._process(job, place, watch)
         left = [cell for cell in job.cells if cell.id not in watch.done]
-        if status == EXIT_JOURNAL:
-            raise self._full(f"cannot write {self.folder.journal.path}: {_reason(place / 'log')}")
-        if not left or (watch.current is None and watch.done and not timed_out):
+        if end.rank is not None:
+            log = f"{place.relative_to(self.folder.path)}/{roll.log_name(end.rank)}"
+        if end.status == EXIT_JOURNAL or (end.broken and end.broken.kind == NO_RESULTS):
+            raise self._full(f"cannot write {self.folder.journal.path}: {_reason(self.folder.path / log)}")
+        if not left or (watch.current is None and watch.done and not end.timed_out):
             return left  # all done, or it died between two cells: the next worker goes on
         victims = [watch.current] if watch.current else left
-        kind, message = _cause(status, timed_out, watch, _oom_kills() > killed_before)
+        kind, message = _cause(end, watch, _oom_kills() > killed_before)
         for cell in victims:
             self.fail(cell, job.launch, kind, message, log)
         return [cell for cell in left if cell not in victims]
 
-    def _process(self, job: Job, place: Path, watch: _Watch) -> tuple[int, bool]:
-        """Exit status of the worker, and whether it was ended for taking too long."""
+    def _process(self, job: Job, place: Path, watch: _Watch) -> _End:
+        """Start the worker, or the launcher of its ranks, and see it end; nothing of it runs when this returns."""
         launcher = job.cells[0].launcher
         command = launchers.get(launcher.name)(**launcher.kwargs).command(job, place)
         try:
             log = (place / "log").open("wb")
         except OSError as error:
             raise self._full(f"cannot write {place}/log: {error.strerror}") from error
+        mark = uuid.uuid4().hex
+        own = {WATCH_STDIN: "1", PARENT: f"{platform.node()}:{os.getpid()}", processes.MARK: mark}
         with log:
             try:
                 process = subprocess.Popen(
                     command.argv,
-                    env={**os.environ, **command.env, WATCH_STDIN: "1"},
+                    env={**os.environ, **command.env, **own},
                     stdin=subprocess.PIPE,
                     stdout=log,
                     stderr=subprocess.STDOUT,
@@ -153,16 +159,21 @@ class _Runner:
 
         threading.Thread(target=wait, daemon=True).start()
         timed_out = False
+        broken = absent = None
         try:
-            while not ended.wait(POLL_S):
+            while not (ended.wait(POLL_S) or broken or timed_out):
                 watch.look()
-                if time.monotonic() > watch.deadline:
-                    timed_out = True
-                    break
+                timed_out = time.monotonic() > watch.deadline
+                broken = roll.broken(place)
+            if timed_out:
+                processes.ask_for_stacks(process, (item.pid for item in roll.entries(place) if item.local))
+                absent = roll.absent(place)
+            else:
+                broken = roll.broken(place)
         finally:
-            _end(process, ended, ask_for_stacks=timed_out)
+            processes.end(process, ended, mark)
             watch.look()
-        return process.returncode, timed_out
+        return _End(process.returncode, timed_out, broken, absent)
 
     @staticmethod
     def _full(what: str) -> ResultsError:
@@ -186,6 +197,24 @@ class _Runner:
         )
         self.folder.journal.outcome(failure)
         self.listen(Event("outcome", cell, launch, outcome=failure))
+
+
+@dataclass(frozen=True)
+class _End:
+    """How a worker ended."""
+
+    status: int
+    """Exit status of what was started."""
+    timed_out: bool
+    broken: roll.Broken | None = None
+    """The rank that failed first, where there are ranks."""
+    absent: int | None = None
+    """The rank for which the others waited when the time was up."""
+
+    @property
+    def rank(self) -> int | None:
+        """The rank whose log tells why."""
+        return self.broken.rank if self.broken else self.absent
 
 
 class _Watch:
@@ -233,40 +262,28 @@ def _reason(log: Path) -> str:
     return said[-1].partition("journal.jsonl: ")[2].partition(".")[0] if said else "the disk may be full"
 
 
-def _cause(status: int, timed_out: bool, watch: _Watch, oom_killed: bool) -> tuple[str, str]:
+def _cause(end: _End, watch: _Watch, oom_killed: bool) -> tuple[str, str]:
     """Failure kind and message for a worker that ended without the outcome it owed."""
     doing = f"while {watch.phase}" if watch.phase != "warm-up" else "during warm-up"
-    if timed_out:
+    out_of_memory = f"the kernel ended the worker {doing}, because the machine ran out of memory"
+    if end.broken:
+        if end.broken.kind != "killed":
+            return end.broken.kind, end.broken.error
+        return ("oom", out_of_memory) if oom_killed else ("killed", f"{end.broken.error} {doing}")
+    if end.timed_out:
         setting = "timeout_s" if watch.current else "load_timeout_s"
-        return "timeout", f"no result after {watch.limit:g} s, ended {doing}; raise {setting} if it only needs longer"
-    if status < 0:
+        who = "" if end.absent is None else f" (the other ranks waited for rank {end.absent})"
+        raising = f"raise {setting} if it only needs longer"
+        return "timeout", f"no result after {watch.limit:g} s, ended {doing}{who}; {raising}"
+    if end.status < 0:
         with contextlib.suppress(ValueError):
-            name = signal.Signals(-status).name
-            if status == -signal.SIGKILL and oom_killed:
-                return "oom", f"the kernel ended the worker {doing}, because the machine ran out of memory"
+            name = signal.Signals(-end.status).name
+            if end.status == -signal.SIGKILL and oom_killed:
+                return "oom", out_of_memory
             return "killed", f"the worker was killed by {name} {doing}"
-        return "killed", f"the worker was killed by signal {-status} {doing}"
+        return "killed", f"the worker was killed by signal {-end.status} {doing}"
     kind = "error" if watch.current else "load"
-    return kind, f"the worker ended with status {status} {doing}, without a result"
-
-
-def _end(process: subprocess.Popen[bytes], ended: threading.Event, ask_for_stacks: bool) -> None:
-    """Make sure that the worker and all it started are gone."""
-    if not ended.is_set():
-        if ask_for_stacks and hasattr(signal, "SIGUSR1"):
-            _signal_group(process.pid, signal.SIGUSR1)
-            ended.wait(0.5)
-        _signal_group(process.pid, signal.SIGTERM)
-        ended.wait(GRACE_S)
-    _signal_group(process.pid, signal.SIGKILL)
-    ended.wait()
-    if process.stdin:
-        process.stdin.close()
-
-
-def _signal_group(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, number)
+    return kind, f"the worker ended with status {end.status} {doing}, without a result"
 
 
 def _oom_kills() -> int:

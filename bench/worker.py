@@ -1,5 +1,8 @@
 """The measuring process: loads one model, measures its cells, appends each outcome to the journal.
 
+It may be one rank of several. Then all do the same, the first writes the journal, and a rank that fails says so on the
+roll and ends: the others may be waiting for it, so the parent ends the job and goes on in a new one.
+
 It imports the standard library, torch, transformers and the adapter's own library only, because it also runs under
 interpreters that have nothing else of what bench needs. Started through `start.py` with the path of a `job.json`.
 """
@@ -23,10 +26,12 @@ from .cell import Cell, Scalar
 from .devices.base import Device, devices
 from .engines.base import Engine, Loaded, engines
 from .errors import CellError, LoadError, OutOfMemory, ResultsError, Unsupported
-from .journal import Journal, log_tail
+from .journal import Journal, NoJournal, log_tail
 from .measure import Stopwatch, measure, suspicions
 from .precisions.base import precisions
+from .ranks import Ranks, merge
 from .record import Failure, Record
+from .roll import log_name
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +39,10 @@ EXIT_JOURNAL = 74
 """Exit status when the journal cannot be written (EX_IOERR of sysexits.h)."""
 EXIT_DEVICE = 75
 """Exit status when the device is unusable for the rest of this process (EX_TEMPFAIL): a new worker goes on."""
+
+
+NO_RESULTS = "results"
+"""What a rank that cannot write the journal signs the roll with."""
 
 
 @dataclass(frozen=True)
@@ -60,16 +69,21 @@ WATCH_STDIN = "BENCH_WATCH_STDIN"
 
 def main(argv: list[str]) -> int:
     """Measure the job at path `argv[0]`. Every outcome, failures included, is in the journal when this returns 0."""
+    task = Task.read(Path(argv[0]))
+    ranks = Ranks.of(task.cells[0].launcher.name, Path(argv[0]).parent, os.environ)
+    ranks.begin()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     faulthandler.enable()  # a segmentation fault leaves its stack in the log
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks for the stacks before it kills
-    if os.environ.get(WATCH_STDIN):
+    if os.environ.get(WATCH_STDIN) and not ranks.several:
         threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
-        return _Worker(Task.read(Path(argv[0]))).run()
+        return _Worker(task, ranks).run()
     except ResultsError as error:
         log.error("%s", error)
+        if ranks.several:
+            ranks.fail(NO_RESULTS, str(error))
         return EXIT_JOURNAL
 
 
@@ -81,10 +95,12 @@ def _die_with_parent() -> None:
 
 
 class _Worker:
-    def __init__(self, task: Task) -> None:
+    def __init__(self, task: Task, ranks: Ranks) -> None:
         first = task.cells[0]
         self.task = task
-        self.journal = Journal(task.journal)
+        self.ranks = ranks
+        self.journal = Journal(task.journal) if ranks.rank == 0 else NoJournal()
+        self.log = str(Path(task.log).with_name(log_name(ranks.rank))) if ranks.several else task.log
         self.device: Device = devices.get(first.device.name)(**first.device.kwargs)
         self.engine: Engine = self.device.simulates(engines.get(first.engine.name)(**first.engine.kwargs))
         self.started = _now()
@@ -104,6 +120,7 @@ class _Worker:
             self.started = _now()
             self.journal.append({"kind": "start", "cell": cell.id, "launch": self.task.launch, "time": self.started})
             try:
+                self.ranks.barrier()
                 record = self._measure(loaded, cell, load_s, environment)
             except (Exception, SystemExit) as error:
                 self._fail(cell, self._cell_error(error), environment)
@@ -112,6 +129,7 @@ class _Worker:
             # After the except clause, in which the traceback still holds the tensors of the failed call.
             if not self._release():
                 return EXIT_DEVICE
+        self.ranks.leave()
         return 0
 
     def _load(self) -> tuple[Loaded, float]:
@@ -119,24 +137,26 @@ class _Worker:
         reason = self.device.unavailable()
         if reason:
             raise Unsupported(reason)
+        self.ranks.join(self.device)
         self._phase("loading")
         watch = Stopwatch()
         loaded = self.engine.load(self.task.cells[0], self.device)
         self.device.synchronize()
-        return loaded, watch.seconds()
+        return loaded, max(self.ranks.gather(watch.seconds()))
 
     def _measure(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Record:
         precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
-        limits = peaks.peaks(self.device, precision.dtype, environment)
+        limits = peaks.peaks(self.device, precision.dtype, environment, at_once=self.ranks.local_size)
         self.engine.begin(loaded, cell)
         inputs, warnings = self.engine.prompts(loaded, cell)
-        samples = measure(self.engine, loaded, self.device, inputs, cell, self._phase)
+        mine = measure(self.engine, loaded, self.device, inputs, cell, self._phase, self.ranks.barrier)
+        samples = merge(self.ranks.gather(mine))
         return Record(
             cell=cell.id,
             launch=self.task.launch,
             axes=cell.axes(),
             run=self.task.run,
-            log=self.task.log,
+            log=self.log,
             started=self.started,
             iterations=samples.iterations,
             warmups=samples.warmups,
@@ -152,21 +172,24 @@ class _Worker:
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=environment,
             warnings=(*loaded.warnings, *warnings, *suspicions(samples, self.device)),
+            total_memory_bytes=samples.total_memory_bytes,
         )
 
     def _fail(self, cell: Cell, error: CellError, environment: dict[str, Scalar]) -> None:
         sys.stderr.flush()
+        if self.ranks.several:
+            self.ranks.fail(error.kind, str(error))
         self.journal.outcome(
             Failure(
                 cell=cell.id,
                 launch=self.task.launch,
                 axes=cell.axes(),
                 run=self.task.run,
-                log=self.task.log,
+                log=self.log,
                 started=self.started,
                 status=error.kind,
                 error=str(error),
-                log_tail=log_tail(self.task.journal.parent / self.task.log),
+                log_tail=log_tail(self.task.journal.parent / self.log),
                 fingerprint=environment,
             )
         )

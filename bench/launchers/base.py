@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .. import affinity
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -33,6 +36,14 @@ class Launcher:
         """The command that runs the job whose `job.json` lies in `folder`."""
         raise NotImplementedError
 
+    def ranks_here(self, cell: Cell) -> int | None:
+        """How many ranks share this machine; None when that is for other machines to say."""
+        return cell.world_size
+
+    def about(self) -> str:
+        """What `bench doctor` says of it beside its docstring, such as a version."""
+        return ""
+
 
 launchers: Registry[Launcher] = Registry("launcher", __package__)
 
@@ -45,3 +56,26 @@ def worker_argv(python: str | None, folder: Path) -> tuple[str, ...]:
 def module_argv(python: str | None, module: str, *arguments: str) -> tuple[str, ...]:
     """Run a module of this bench under `python`, None for the interpreter that runs now."""
     return (python or sys.executable, str(Path(__file__).parent.parent / "start.py"), module, *arguments)
+
+
+def rank_env(cell: Cell, ranks_per_node: int, threads: int | None, pin: bool) -> dict[str, str]:
+    """Variables of every rank, whatever starts it. Those of the cell's `env` axis win.
+
+    The number of threads is always said: under mpirun, torch falls back to one thread. An empty PYTHONUNBUFFERED is an
+    unset one; set, it makes Hydra prefix every fragment of a line.
+    """
+    chosen = str(threads) if threads else os.environ.get("OMP_NUM_THREADS") or str(affinity.threads(ranks_per_node))
+    return {"OMP_NUM_THREADS": chosen, "BENCH_PIN": "1" if pin else "0", "PYTHONUNBUFFERED": "", **dict(cell.env)}
+
+
+def search_path(python: str | None) -> str:
+    """PATH with the programs of the worker's and of this environment first: mpirun's helpers and ninja lie there."""
+    places = [str(Path(executable).parent) for executable in (python, sys.executable) if executable]
+    return os.pathsep.join([*dict.fromkeys(places), os.environ.get("PATH", os.defpath)])
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,107 @@
+"""The roll of a job's ranks: one small file per rank in the job's folder, so that the parent sees who lives and who failed.
+
+Exit statuses of mpirun say little (Intel MPI ORs those of the ranks, and waits for the survivors of a rank that died), so
+success and failure are read here. The folder has to be on a file system that all nodes share.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from .journal import log_tail
+
+RUNNING, DONE, FAILED = "running", "done", "failed"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one rank says about itself."""
+
+    rank: int
+    pid: int
+    host: str
+    state: str = RUNNING
+    """`running`, `done` or `failed`."""
+    kind: str = ""
+    """`Failure.kind` of a failed rank, or `results` when it could not write the journal."""
+    error: str = ""
+
+    @property
+    def local(self) -> bool:
+        """Whether its process can be looked at from here."""
+        return self.host == platform.node()
+
+    def gone(self) -> bool:
+        """Whether its process has ended, a zombie that its parent has not reaped included. False on another host."""
+        if not self.local:
+            return False
+        try:
+            status = Path(f"/proc/{self.pid}/stat").read_text()
+        except OSError:
+            return True
+        return status.rpartition(")")[2].split()[0] in "ZX"
+
+
+@dataclass(frozen=True)
+class Broken:
+    """The rank that ended a job, and why."""
+
+    rank: int
+    kind: str
+    error: str
+
+
+def log_name(rank: int) -> str:
+    """The log of a rank, beside the launcher's own `log`."""
+    return f"log.{rank}"
+
+
+def sign(folder: Path, entry: Entry) -> None:
+    """Write a rank's entry, so that a reader sees the old one or the new one."""
+    target = folder / f"rank.{entry.rank}"
+    temporary = folder / f".rank.{entry.rank}"
+    temporary.write_text(json.dumps(asdict(entry)))
+    temporary.replace(target)
+
+
+def entries(folder: Path) -> list[Entry]:
+    """All entries there are, those that failed first before those that failed later, then the others by rank."""
+    found = []
+    for path in folder.glob("rank.*"):
+        try:
+            found.append((path.stat().st_mtime_ns, Entry(**json.loads(path.read_text()))))
+        except (OSError, ValueError):
+            continue  # being written
+    return [item for _, item in sorted(found, key=lambda pair: (pair[1].state != FAILED, pair[0], pair[1].rank))]
+
+
+def broken(folder: Path) -> Broken | None:
+    """The rank that failed first; None while all are well.
+
+    A rank that is gone without having said why comes before those that said why: they tell of a lost connection.
+    """
+    roll = entries(folder)
+    for entry in roll:
+        if entry.state == RUNNING and entry.gone():
+            return Broken(entry.rank, "killed", f"rank {entry.rank} was killed, or a library ended it,")
+    failed = next((entry for entry in roll if entry.state == FAILED), None)
+    return Broken(failed.rank, failed.kind, f"rank {failed.rank}: {failed.error}") if failed else None
+
+
+def absent(folder: Path) -> int | None:
+    """The rank that hangs, after all were asked for their stacks: the one that does not wait for the others.
+
+    None when every rank waits, or none does.
+    """
+    roll = sorted(entries(folder), key=lambda entry: entry.rank)
+    elsewhere = [entry.rank for entry in roll if not _waits(folder / log_name(entry.rank))]
+    return elsewhere[0] if elsewhere and len(elsewhere) < len(roll) else None
+
+
+def _waits(log: Path) -> bool:
+    """Whether the last stack in a log is inside a collective operation."""
+    stack = [line for line in log_tail(log, 60) if line.startswith('  File "')]
+    return any("torch/distributed/" in line or "deepspeed/comm/" in line for line in stack)
