@@ -30,9 +30,8 @@ def peaks(
     `at_once` ranks of this node ask at the same time, so that each measures its share of what they have in common.
     """
     what = [fingerprint[key] for key in ("device_name", "driver", "hostname_hash", "threads", "cpu_count", "torch")]
-    key = hashlib.sha256(json.dumps([repr(device), *what, *([at_once] if at_once > 1 else [])]).encode()).hexdigest()[
-        :16
-    ]
+    what += [at_once] if at_once > 1 else []
+    key = hashlib.sha256(json.dumps([repr(device), *what]).encode()).hexdigest()[:16]
     path = cache_folder() / f"peaks-{key}.json"
     measured = {} if measure_again else _read(path)
     missing = {"bandwidth", dtype} - measured.keys()

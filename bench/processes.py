@@ -22,7 +22,7 @@ GRACE_S = 5.0
 
 
 def marked(mark: str) -> list[int]:
-    """Ids of the processes on this machine that inherited `mark`. Zombies have no environment and are not among them."""
+    """Ids of the processes on this machine that inherited `mark`; zombies, which have no environment, are left out."""
     wanted = f"{MARK}={mark}".encode()
     found = []
     for process in Path("/proc").glob("[0-9]*"):

@@ -159,8 +159,8 @@ class Ranks:
 def merge(ranks: Sequence[Samples]) -> Samples:
     """Samples of a cell as the slowest rank saw it. Raises CellError when the ranks produced different tokens.
 
-    The end of a step is the maximum over ranks, the skew of a step the maximum minus the minimum; memory is the maximum,
-    with the sum beside it. What the ranks of one node keep busy is not counted as somebody else's work.
+    The end of a step is the maximum over ranks, its skew the maximum minus the minimum; memory is the maximum, with the
+    sum beside it. What the ranks of one node keep busy is not counted as somebody else's work.
     """
     if len(ranks) == 1:
         return ranks[0]

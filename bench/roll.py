@@ -1,7 +1,7 @@
-"""The roll of a job's ranks: one small file per rank in the job's folder, so that the parent sees who lives and who failed.
+"""The roll of a job's ranks: one small file per rank in the job's folder tells the parent who lives and who failed.
 
-Exit statuses of mpirun say little (Intel MPI ORs those of the ranks, and waits for the survivors of a rank that died), so
-success and failure are read here. The folder has to be on a file system that all nodes share.
+Exit statuses of mpirun say little (Intel MPI ORs those of the ranks, and waits for the survivors of a rank that died),
+so success and failure are read here. The folder has to be on a file system that all nodes share.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 It needs no torch. Faults are injected through the environment, so that the cell, and with it the resume token, stays
 the same: ``BENCH_FAKE_FAULT=oom:4`` makes every cell with batch size 4 run out of memory; without a number the fault
-hits every cell. Kinds: oom, short, nan, error, load, exit, kill, segv, hang.
+hits every cell, and ``oom:4@1`` hits rank 1 only. Kinds: oom, short, nan, error, load, exit, kill, segv, hang.
 """
 
 from __future__ import annotations
@@ -121,7 +121,10 @@ class FakeEngine(Engine):
 
 
 def _fault(batch_size: int) -> str:
-    kind, _, where = os.environ.get("BENCH_FAKE_FAULT", "").partition(":")
+    asked, _, rank = os.environ.get("BENCH_FAKE_FAULT", "").partition("@")
+    kind, _, where = asked.partition(":")
+    if rank and rank != os.environ.get("RANK"):
+        return ""
     return kind if not where or int(where) == batch_size else ""
 
 
