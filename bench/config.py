@@ -23,6 +23,7 @@ from .launchers.base import launchers
 from .models.spec import Model
 from .precisions.base import precisions
 from .registry import Registry
+from .tensor_parallel import tensor_parallel
 
 AXES: dict[str, Registry[Any]] = {
     "engine": engines,
@@ -35,7 +36,6 @@ AXES: dict[str, Registry[Any]] = {
 LISTS = ("num_beams", "batch_size", "lengths")
 """Inner axes: keys that take a list."""
 
-TENSOR_PARALLEL = ("none", "deepspeed", "transformers")
 DECODINGS = ("greedy", "beam", "sample")
 
 
@@ -112,7 +112,7 @@ def request(config: Mapping[str, Any]) -> Request:
         "model": _model(options["model"], options["weights"]),
         **{axis: _choice(axis, options[axis]) for axis in AXES},
         "world_size": _integer("world_size", options["world_size"], 1),
-        "tp": _one_of("tp", options["tp"], TENSOR_PARALLEL),
+        "tp": _one_of("tp", options["tp"], ["none", *tensor_parallel.names()]),
         "stack": options["stack"] or (Path(python).parent.parent.name if python else "current"),
         "python": python,
         "iterations": _integer("iterations", options["iterations"], 1),

@@ -18,6 +18,7 @@ from .launchers.base import launchers
 from .models.shape import Shape
 from .models.spec import Model
 from .precisions.base import DTYPE_BYTES, Precision, precisions
+from .tensor_parallel import base as tensor_parallel
 
 GIB = 2**30
 
@@ -156,4 +157,5 @@ def _unsupported(cell: Cell, machine: Hardware, precision: Precision) -> str | N
     devices.get(cell.device.name)
     engine = engines.get(cell.engine.name)(**cell.engine.kwargs)
     launcher = launchers.get(cell.launcher.name)(**cell.launcher.kwargs)
-    return precision.unsupported(cell) or engine.unsupported(cell) or launcher.unsupported(cell)
+    split = tensor_parallel.unsupported(cell)
+    return precision.unsupported(cell) or engine.unsupported(cell) or split or launcher.unsupported(cell)

@@ -138,6 +138,7 @@ class _Worker:
         if reason:
             raise Unsupported(reason)
         self.ranks.join(self.device)
+        self.engine.prepare(self.task.cells[0])
         self._phase("loading")
         watch = Stopwatch()
         loaded = self.engine.load(self.task.cells[0], self.device)

@@ -43,6 +43,9 @@ class Engine:
     def imports(self) -> None:
         """Import what `load` needs, so that `load_s` does not contain it."""
 
+    def prepare(self, cell: Cell) -> None:
+        """The same for what needs the other ranks, which have met when this is called."""
+
     def load(self, cell: Cell, device: Device) -> Loaded:
         """The cell's model on the device. Raises LoadError, OutOfMemory or Unsupported."""
         raise NotImplementedError

@@ -11,6 +11,7 @@ from ..devices.base import Device
 from ..errors import NonFinite
 from ..precisions import precisions
 from ..precisions.base import DTYPE_BYTES
+from ..tensor_parallel import tensor_parallel
 from .base import Engine, Loaded, engines
 
 
@@ -31,6 +32,11 @@ class Eager(Engine):
         from .. import hooks  # noqa: F401
         from ..models import build, cost  # noqa: F401
 
+    def prepare(self, cell: Cell) -> None:
+        """The library that splits the model."""
+        if cell.tp != "none":
+            tensor_parallel.get(cell.tp)().prepare()
+
     def load(self, cell: Cell, device: Device) -> Loaded:
         """Build or download the model and let the precision convert it."""
         import torch
@@ -38,14 +44,15 @@ class Eager(Engine):
         from ..models import build, cost
 
         precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
-        model = build.load(
-            cell.model,
-            getattr(torch, precision.dtype),
-            torch.device(device.torch_type),
-            cell.seed,
-            attn_implementation=self.attention,
-            **precision.load_kwargs(device.torch_type),
-        )
+        dtype = getattr(torch, precision.dtype)
+        kwargs = {"attn_implementation": self.attention, **precision.load_kwargs(device.torch_type)}
+        if cell.tp != "none":
+            index = None if device.torch_type == "cpu" else torch.accelerator.current_device_index()
+            place = torch.device(device.torch_type, index)
+            split = tensor_parallel.get(cell.tp)()
+            sharded = split.load(cell.model, dtype, place, cell.seed, DTYPE_BYTES[precision.dtype], **kwargs)
+            return Loaded(sharded.model, sharded.cost, build.revision_of(sharded.model) or "", sharded.warnings)
+        model = build.load(cell.model, dtype, torch.device(device.torch_type), cell.seed, **kwargs)
         model = precision.apply(model)
         return Loaded(
             handle=model,

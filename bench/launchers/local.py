@@ -19,8 +19,8 @@ class Local(Launcher):
 
     def unsupported(self, cell: Cell) -> str | None:
         """One rank only."""
-        if cell.world_size != 1 or cell.tp != "none":
-            return f"launcher=local runs one rank; world_size={cell.world_size} tp={cell.tp} needs another launcher"
+        if cell.world_size != 1:
+            return f"launcher=local runs one rank; world_size={cell.world_size} needs launcher=mpirun or torchrun"
         return None
 
     def command(self, job: Job, folder: Path) -> Command:

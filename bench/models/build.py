@@ -20,7 +20,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
 from ..errors import CellError, LoadError, OutOfMemory, Unsupported
-from .noise import Noise
+from .noise import Noise, parameters
 from .spec import Model
 
 try:
@@ -51,10 +51,7 @@ def load(
         raise
     except Exception as error:
         raise explain(error, model) from error
-    loaded.eval()
-    loaded.requires_grad_(False)
-    loaded.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=_pad(loaded.config))
-    return loaded
+    return ready(loaded)
 
 
 def revision_of(model: PreTrainedModel) -> str | None:
@@ -117,15 +114,10 @@ def explain(error: BaseException, model: Model) -> CellError:
     return LoadError(f"{what} could not be loaded: {type(error).__name__}: {first}")
 
 
-def _random(
-    model: Model,
-    dtype: torch.dtype,
-    device: torch.device,
-    seed: int,
-    attn_implementation: str | None = None,
-    **other: Any,
+def skeleton(
+    model: Model, dtype: torch.dtype, device: torch.device, attn_implementation: str | None = None, **other: Any
 ) -> PreTrainedModel:
-    """The exact architecture, allocated once, on the device and in the target dtype, then filled."""
+    """The exact architecture in `dtype` on `device`, which may be meta, its parameters not yet filled."""
     if other:
         raise Unsupported(f"weights=random cannot be loaded with {', '.join(sorted(other))}: use real weights")
     if model.config:
@@ -139,38 +131,47 @@ def _random(
     with torch.device(device), no_init_weights():
         built = AutoModelForCausalLM.from_config(config, **options)
     built.tie_weights()
-    noise = Noise(seed, dtype, device)
-    filled: set[torch.nn.Parameter] = set()
-    with torch.no_grad():
-        for prefix, module in built.named_modules():
-            own = dict(module.named_parameters(recurse=False))
-            if module._buffers and not own:
-                # Position tables that were computed in the target dtype (GPT-J) get their fp32 values.
-                built._init_weights(module)
-            for name, parameter in own.items():
-                if parameter in filled:  # tied: the first name counts
-                    continue
-                filled.add(parameter)
-                if not type(module).__name__.endswith("Norm"):
-                    noise.fill(f"{prefix}.{name}", parameter)
-                elif name == "weight":
-                    parameter.fill_(1.0)
-                else:
-                    parameter.zero_()
     return built
+
+
+def ready(model: PreTrainedModel) -> PreTrainedModel:
+    """The model, ready to generate: no dropout, no gradients, no EOS, no shipped sampling."""
+    model.eval()
+    model.requires_grad_(False)
+    model.generation_config = GenerationConfig(eos_token_id=None, pad_token_id=_pad(model.config))
+    return model
+
+
+def _random(model: Model, dtype: torch.dtype, device: torch.device, seed: int, **kwargs: Any) -> PreTrainedModel:
+    """The exact architecture, allocated once, on the device and in the target dtype, then filled."""
+    built = skeleton(model, dtype, device, **kwargs)
+    noise = Noise(seed, dtype, device)
+    tables(built)
+    for name, (parameter, kind) in parameters(built).items():
+        noise.fill(name, parameter, kind)
+    return built
+
+
+def tables(built: PreTrainedModel) -> None:
+    """Give position tables that were computed in the target dtype (GPT-J) their fp32 values."""
+    with torch.no_grad():
+        for module in built.modules():
+            if module._buffers and not list(module.parameters(recurse=False)):
+                built._init_weights(module)
 
 
 def _real(model: Model, dtype: torch.dtype, device: torch.device, **kwargs: Any) -> PreTrainedModel:
     """Published weights, put on the device shard by shard where accelerate is installed."""
     source, options = origin(model)
-    if "tp_plan" not in kwargs and importlib.util.find_spec("accelerate"):
+    sharded = "distributed_config" in kwargs
+    if not sharded and importlib.util.find_spec("accelerate"):
         kwargs.setdefault("device_map", {"": device})
     # A thread that asks the hub to convert old checkpoints would run beside the measurement.
     os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "true")
     loaded = AutoModelForCausalLM.from_pretrained(source, **{DTYPE: dtype}, **options, **kwargs)
     if model.source == "hub" and revision_of(loaded) is None:
         loaded.config._commit_hash = _commit(source, model.revision, kwargs.get("cache_dir"))
-    return loaded if kwargs.get("device_map") or "tp_plan" in kwargs else loaded.to(device)
+    return loaded if kwargs.get("device_map") or sharded else loaded.to(device)
 
 
 def _commit(name: str, revision: str | None, cache_dir: str | None) -> str | None:

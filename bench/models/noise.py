@@ -11,6 +11,24 @@ BLOCK = 4_194_301
 """Values drawn, a prime: read in a circle, no two rows of a matrix repeat before the 4194301st row."""
 
 
+NOISE, ONE, ZERO = "noise", "one", "zero"
+"""What a parameter holds: noise, or as part of a norm one (its weight) or zero (its bias)."""
+
+
+def parameters(model: torch.nn.Module) -> dict[str, tuple[torch.nn.Parameter, str]]:
+    """Every parameter and what it holds, by name. A tied one is there once, under the first of its names."""
+    found = {}
+    seen = set()
+    for prefix, module in model.named_modules():
+        norm = type(module).__name__.endswith("Norm")
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in seen:
+                seen.add(parameter)
+                kind = NOISE if not norm else ONE if name == "weight" else ZERO
+                found[f"{prefix}.{name}"] = (parameter, kind)
+    return found
+
+
 class Noise:
     """Normal(0, 0.02) values that depend on the seed and a parameter's name alone.
 
@@ -27,8 +45,12 @@ class Noise:
         drawn.normal_(0.0, STD, generator=torch.Generator("cpu").manual_seed(seed))
         self.block = drawn.to(device=device, dtype=dtype)
 
-    def fill(self, name: str, out: torch.Tensor) -> None:
+    @torch.no_grad()
+    def fill(self, name: str, out: torch.Tensor, kind: str = NOISE) -> None:
         """Overwrite the contiguous tensor `out` with the values of the parameter called `name`."""
+        if kind != NOISE:
+            out.fill_(1.0 if kind == ONE else 0.0)
+            return
         start = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:8], "big") % BLOCK
         flat = out.detach().view(-1)
         done = 0
