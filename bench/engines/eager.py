@@ -47,8 +47,9 @@ class Eager(Engine):
         dtype = getattr(torch, precision.dtype)
         kwargs = {"attn_implementation": self.attention, **precision.load_kwargs(device.torch_type)}
         if cell.tp != "none":
-            index = None if device.torch_type == "cpu" else torch.accelerator.current_device_index()
-            place = torch.device(device.torch_type, index)
+            place = torch.device(device.torch_type)
+            if place.type != "cpu":  # with its number, because libraries load in threads, which start on device 0
+                place = torch.device(place.type, torch.accelerator.current_device_index())
             split = tensor_parallel.get(cell.tp)()
             sharded = split.load(cell.model, dtype, place, cell.seed, DTYPE_BYTES[precision.dtype], **kwargs)
             return Loaded(sharded.model, sharded.cost, build.revision_of(sharded.model) or "", sharded.warnings)

@@ -70,9 +70,7 @@ def unsupported(cell: Cell) -> str | None:
         return f"tp={cell.tp} splits plain weights only: {', '.join(WEIGHTS)}"
     shape = Shape.of(cell.model)
     if shape is not None and shape.num_heads % cell.world_size:
-        return (
-            f"world_size={cell.world_size} does not divide the {shape.num_heads} attention heads of {cell.model.name}"
-        )
+        return f"{shape.num_heads} attention heads of {cell.model.name} cannot be dealt out to {cell.world_size} ranks"
     return tensor_parallel.get(cell.tp)().unsupported(cell)
 
 

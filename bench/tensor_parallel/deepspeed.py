@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,7 +77,7 @@ class DeepSpeed(TensorParallel):
                 with linears_on_meta():
                     whole = build.skeleton(model, dtype, device, **kwargs)
                 build.tables(whole)
-                making = layer_by_layer(whole, dtype, device, seed)
+                making: AbstractContextManager[None] = layer_by_layer(whole, dtype, device, seed)
             else:
                 whole = build.load(model, dtype, _cpu(), seed, device_map={"": "cpu"}, **kwargs)
                 making = contextlib.nullcontext()
