@@ -99,7 +99,7 @@ class Cell:
             "input_tokens": work.input_tokens,
             "output_tokens": work.output_tokens,
             "device": str(self.device),
-            "launcher": str(self.launcher),
+            "launcher": self._launcher(),
             "tp": self.tp,
             "world_size": self.world_size,
             "stack": self.stack,
@@ -107,11 +107,21 @@ class Cell:
             "env": " ".join(f"{name}={value}" for name, value in self.env),
         }
 
+    def _launcher(self) -> str:
+        """The launcher, its machines counted rather than named."""
+        kept = []
+        for key, value in self.launcher.settings:
+            if key == "hosts":
+                kept.append((key, str(value).count(",") + 1))
+            elif key not in ("hostfile", "mpirun", "port"):
+                kept.append((key, value))
+        return str(Choice(self.launcher.name, tuple(kept)))
+
     def __str__(self) -> str:
         work = self.workload
         parts = [self.model.name, str(self.precision), str(self.engine), str(self.device)]
         if self.world_size > 1:
-            parts.append(f"{self.launcher} x{self.world_size} {self.tp}")
+            parts.append(f"{self._launcher()} x{self.world_size} {self.tp}")
         if self.stack != "current":
             parts.append(self.stack)
         parts += [f"bs{work.batch_size}", f"beams{work.num_beams}", f"{work.input_tokens}/{work.output_tokens}"]

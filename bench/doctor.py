@@ -14,6 +14,7 @@ from .hardware import probe
 from .launchers.base import launchers
 from .models.spec import Model
 from .precisions.base import precisions
+from .tensor_parallel import tensor_parallel
 from .units import gibibytes, significant
 
 USAGE = """\
@@ -64,7 +65,8 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
             yield f"{'':15}{INSTALL[kind]}"
     usable = [kind for kind in found["devices"] if kind != "fake"]
     for title, axis, registry in (("engines", "engine", engines), ("precisions", "precision", precisions),
-                                  ("launchers", "launcher", launchers)):  # fmt: skip
+                                  ("launchers", "launcher", launchers),
+                                  ("tensor parallelism", "tp", tensor_parallel)):  # fmt: skip
         yield ""
         yield title
         for name, cls in registry.items():
@@ -72,6 +74,8 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
             works = [kind for kind, reason in reasons.items() if reason is None]
             refusals = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items() if reason)
             about = (cls.__doc__ or "").strip().splitlines()[0]
+            version = cls().about() if axis == "launcher" and works else ""
+            about = f"{version}. {about}" if version else about
             yield _line(name, bool(works), f"{', '.join(works) or refusals}: {about}")
     for kind, peaks in found.get("peaks", {}).items():
         yield ""
@@ -84,10 +88,12 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
 
 
 def _line(name: str, usable: bool, text: str) -> str:
-    return f"  {name:8} {'yes' if usable else 'no':3}  {text}"
+    return f"  {name:12} {'yes' if usable else 'no':3}  {text}"
 
 
 def _cell(kind: str, axis: str, name: str) -> Cell:
     """A small cell with one axis set, to ask extensions about."""
-    choices = {"device": Choice(kind), axis: Choice(name)}
-    return Cell(model=Model("tiny", weights="random"), workload=Generate(1, 1), **choices)  # type: ignore[arg-type]
+    choices: dict[str, Any] = {"device": Choice(kind), axis: Choice(name)}
+    if axis == "tp":
+        choices = {"device": Choice(kind), "tp": name, "world_size": 2}
+    return Cell(model=Model("tiny", weights="random"), workload=Generate(1, 1), **choices)

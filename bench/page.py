@@ -9,7 +9,7 @@ from statistics import median
 
 from . import metrics
 from .record import Failure, Outcome, Record
-from .report import FIGURES, View, by_cell, view
+from .report import View, by_cell, view
 from .units import milliseconds
 
 STYLE = """
@@ -50,7 +50,9 @@ def html(outcomes: Sequence[Outcome]) -> str:
         _plots(outcomes, shown),
         *(_failure(item) for item in failures.values()),
         "<h2>What the figures mean</h2>",
-        _definitions([(heading, metrics.METRICS[name].doc) for name, heading, _ in FIGURES]),
+        _definitions(
+            [(head, metrics.METRICS[name].doc) for name, head in zip(shown.metrics, shown.headings, strict=True)]
+        ),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'

@@ -13,8 +13,8 @@ from .config import Request
 from .devices.base import devices
 from .engines.base import engines
 from .errors import ConfigError
-from .hardware import Hardware, hardware
-from .launchers.base import launchers
+from .hardware import ACCELERATORS, Hardware, hardware
+from .launchers.base import Launcher, launchers
 from .models.shape import Shape
 from .models.spec import Model
 from .precisions.base import DTYPE_BYTES, Precision, precisions
@@ -31,6 +31,8 @@ class Planned:
     weight_bytes: float | None
     """Predicted, of all ranks together; None when the architecture is not known before loading."""
     kv_bytes: float | None
+    rank_bytes: float | None
+    """Of both together, on the device of each rank: tensor parallelism splits all but the input embedding for certain."""
     device_bytes: float | None
     """Memory of one device."""
     unsupported: str | None
@@ -115,13 +117,13 @@ def _planned(asked: Cell, machine: Hardware, check_memory: bool) -> Planned:
     weight_bytes, kv_bytes = _predict(asked, precision)
     device_bytes = machine.memory(kind)
     reason = _unsupported(asked, machine, precision)
-    needed = (weight_bytes + kv_bytes) / asked.world_size if weight_bytes is not None and kv_bytes is not None else None
+    needed = _per_rank(asked, precision, weight_bytes, kv_bytes)
     if reason is None and check_memory and needed is not None and device_bytes is not None and needed > device_bytes:
         reason = (
             f"needs {needed / GIB:.1f} GiB per device for weights and KV cache, the device has "
             f"{device_bytes / GIB:.1f} GiB; check_memory=false tries it all the same"
         )
-    return Planned(asked, weight_bytes, kv_bytes, device_bytes, reason)
+    return Planned(asked, weight_bytes, kv_bytes, needed, device_bytes, reason)
 
 
 @cache
@@ -147,6 +149,14 @@ def _predict(cell: Cell, precision: Precision) -> tuple[float | None, float | No
     )
 
 
+def _per_rank(cell: Cell, precision: Precision, weight_bytes: float | None, kv_bytes: float | None) -> float | None:
+    shape = _shape(cell.model)
+    if shape is None or weight_bytes is None or kv_bytes is None:
+        return None
+    copied = shape.embedding_parameters * DTYPE_BYTES[precision.dtype] if cell.world_size > 1 else 0
+    return copied + (weight_bytes - copied + kv_bytes) / cell.world_size
+
+
 def _unsupported(cell: Cell, machine: Hardware, precision: Precision) -> str | None:
     if cell.device.name in machine.unavailable:
         return f"device={cell.device.name}: {machine.unavailable[cell.device.name]}"
@@ -157,5 +167,14 @@ def _unsupported(cell: Cell, machine: Hardware, precision: Precision) -> str | N
     devices.get(cell.device.name)
     engine = engines.get(cell.engine.name)(**cell.engine.kwargs)
     launcher = launchers.get(cell.launcher.name)(**cell.launcher.kwargs)
-    split = tensor_parallel.unsupported(cell)
-    return precision.unsupported(cell) or engine.unsupported(cell) or split or launcher.unsupported(cell)
+    split = tensor_parallel.unsupported(cell) or _too_few_devices(cell, machine, launcher)
+    return precision.unsupported(cell) or engine.unsupported(cell) or launcher.unsupported(cell) or split
+
+
+def _too_few_devices(cell: Cell, machine: Hardware, launcher: Launcher) -> str | None:
+    """Ranks of this machine that would find no accelerator of their own."""
+    count = machine.devices[cell.device.name].get("device_count")
+    ranks = launcher.ranks_here(cell)
+    if cell.device.name not in ACCELERATORS or ranks is None or not isinstance(count, int) or ranks <= count:
+        return None
+    return f"{ranks} ranks on this machine need {ranks} devices of device={cell.device.name}, it has {count}"

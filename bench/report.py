@@ -27,7 +27,9 @@ usage: bench report FOLDER...
 Show results folders as one table, and write report.md and report.html into each.
 """
 
-FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+Figures = tuple[tuple[str, str, Callable[[float], str]], ...]
+
+FIGURES: Figures = (
     ("ttft_s", "TTFT", milliseconds),
     ("tpot_s", "TPOT", milliseconds),
     ("e2e_s", "E2E", milliseconds),
@@ -38,6 +40,13 @@ FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("mfu", "MFU", percent),
 )
 """Metric, heading, format: the columns of every report."""
+
+RANK_FIGURES: Figures = (
+    ("total_memory_bytes", "memory of all", gibibytes),
+    ("skew_p50_s", "skew", milliseconds),
+    ("skew_max_s", "max skew", milliseconds),
+)
+"""The columns that are added where several ranks measured."""
 
 UNREMARKABLE = {"tp": "none", "world_size": 1, "launcher": "local", "stack": "current", "task": "generate", "env": ""}
 """Values of axes that go without saying."""
@@ -71,6 +80,8 @@ class View:
     common: tuple[tuple[str, str], ...]
     """Axes that have one value in all rows, and the environment."""
     axes: tuple[str, ...]
+    metrics: tuple[str, ...]
+    """Names of the metrics that the columns show."""
     headings: tuple[str, ...]
     rows: tuple[Row, ...]
     notes: tuple[str, ...]
@@ -91,11 +102,15 @@ def view(outcomes: Sequence[Outcome]) -> View:
     if any(group for group in cells.values() if len(group) > 1):
         common.append(("launches", str(max(len(group) for group in cells.values()))))
     notes: list[str] = []
-    rows = [_row(group, varying, notes) for group in cells.values()]
+    figures = FIGURES
+    if any(isinstance(world_size, int) and world_size > 1 for world_size in values["world_size"]):
+        figures = (*FIGURES, *RANK_FIGURES)
+    rows = [_row(group, varying, figures, notes) for group in cells.values()]
     return View(
         common=(*common, *_environment(outcomes)),
         axes=tuple(SHORT.get(name, name) for name in varying),
-        headings=tuple(heading for _, heading, _ in FIGURES),
+        metrics=tuple(name for name, _, _ in figures),
+        headings=tuple(heading for _, heading, _ in figures),
         rows=tuple(rows),
         notes=tuple(notes),
     )
@@ -109,7 +124,7 @@ def by_cell(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
     return cells
 
 
-def _row(group: list[Outcome], varying: Sequence[str], notes: list[str]) -> Row:
+def _row(group: list[Outcome], varying: Sequence[str], columns: Figures, notes: list[str]) -> Row:
     records = [outcome for outcome in group if isinstance(outcome, Record)]
     failures = [outcome for outcome in group if isinstance(outcome, Failure)]
     texts = list(dict.fromkeys(note for record in records for note in _notes(record)))
@@ -124,7 +139,7 @@ def _row(group: list[Outcome], varying: Sequence[str], notes: list[str]) -> Row:
     computed = [metrics.values(record) for record in records]
     return Row(
         axes=tuple(str(group[0].axes[name]) for name in varying),
-        figures=tuple(form(median(item[name] for item in computed)) for name, _, form in FIGURES) if records else (),
+        figures=tuple(form(median(item[name] for item in computed)) for name, _, form in columns) if records else (),
         failure=failure,
         notes=tuple(notes.index(text) + 1 for text in texts),
     )
@@ -200,7 +215,17 @@ def _fitting(shown: View, width: int) -> list[str]:
     ]
     rest = width - sum(axes) - max(len(row.remark) for row in shown.rows) - 3
     kept = list(shown.headings)
-    for heading in ("prefill tok/s", "MFU", "E2E", "peak memory", "MBU", "decode tok/s"):
+    for heading in (
+        "memory of all",
+        "max skew",
+        "skew",
+        "prefill tok/s",
+        "MFU",
+        "E2E",
+        "peak memory",
+        "MBU",
+        "decode tok/s",
+    ):
         if sum(needed[item] for item in kept) > rest:
             kept.remove(heading)
     return kept
@@ -224,7 +249,8 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         lines += ["", f"## {failure.status}: {failure.error}", "", f"`{failure.log}`", ""]
         lines += ["```", *failure.log_tail[-10:], "```"]
     lines += ["", "## What the figures mean", ""]
-    lines += [f"* **{heading}** (`{name}`): {metrics.METRICS[name].doc}" for name, heading, _ in FIGURES]
+    columns = zip(shown.metrics, shown.headings, strict=True)
+    lines += [f"* **{heading}** (`{name}`): {metrics.METRICS[name].doc}" for name, heading in columns]
     return "\n".join(lines) + "\n"
 
 
@@ -243,6 +269,7 @@ def print_plan(plan: Plan) -> None:
         lines.append(
             f"job {number}: {cell.model.name} ({cell.model.weights} weights, {gibibytes(first.weight_bytes)}) "
             f"{cell.precision} {cell.engine} on {cell.device} ({gibibytes(first.device_bytes)})"
+            + (f" by {cell.launcher} x {cell.world_size}, tp {cell.tp}" if cell.launcher.name != "local" else "")
             + "".join(f" {name}={value}" for name, value in cell.env)
         )
         for each in job.cells:
@@ -261,7 +288,9 @@ def _plan_line(item: Planned) -> str:
     return (
         f"  {item.cell.id}  {decoding}batch {work.batch_size:<3} beams {work.num_beams:<2} "
         f"{f'{work.input_tokens}/{work.output_tokens}':>12}  KV {gibibytes(item.kv_bytes):>10}  "
-        f"in all {gibibytes(item.total_bytes):>10}" + (f"  unsupported: {item.unsupported}" if item.unsupported else "")
+        f"in all {gibibytes(item.total_bytes):>10}"
+        + (f", per device {gibibytes(item.rank_bytes):>10}" if item.cell.world_size > 1 else "")
+        + (f"  unsupported: {item.unsupported}" if item.unsupported else "")
     )
 
 
