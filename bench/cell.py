@@ -109,7 +109,7 @@ class Cell:
 
     def _launcher(self) -> str:
         """The launcher, its machines counted rather than named."""
-        kept = []
+        kept: list[tuple[str, Scalar]] = []
         for key, value in self.launcher.settings:
             if key == "hosts":
                 kept.append((key, str(value).count(",") + 1))

@@ -11,7 +11,7 @@ from .cell import Cell, Choice, Generate
 from .engines.base import engines
 from .errors import ConfigError
 from .hardware import probe
-from .launchers.base import launchers
+from .launchers.base import Launcher, launchers
 from .models.spec import Model
 from .precisions.base import precisions
 from .tensor_parallel import tensor_parallel
@@ -62,7 +62,7 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
     for kind, reason in found["unavailable"].items():
         yield _line(kind, False, reason.partition(". `bench doctor`")[0])
         if kind in INSTALL:
-            yield f"{'':15}{INSTALL[kind]}"
+            yield f"{'':19}{INSTALL[kind]}"
     usable = [kind for kind in found["devices"] if kind != "fake"]
     for title, axis, registry in (("engines", "engine", engines), ("precisions", "precision", precisions),
                                   ("launchers", "launcher", launchers),
@@ -74,7 +74,7 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
             works = [kind for kind, reason in reasons.items() if reason is None]
             refusals = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items() if reason)
             about = (cls.__doc__ or "").strip().splitlines()[0]
-            version = cls().about() if axis == "launcher" and works else ""
+            version = cls().about() if works and issubclass(cls, Launcher) else ""
             about = f"{version}. {about}" if version else about
             yield _line(name, bool(works), f"{', '.join(works) or refusals}: {about}")
     for kind, peaks in found.get("peaks", {}).items():

@@ -32,7 +32,7 @@ class Planned:
     """Predicted, of all ranks together; None when the architecture is not known before loading."""
     kv_bytes: float | None
     rank_bytes: float | None
-    """Of both together, on the device of each rank: tensor parallelism splits all but the input embedding for certain."""
+    """Of both together on the device of each rank: all is split but the input embedding, which each may hold whole."""
     device_bytes: float | None
     """Memory of one device."""
     unsupported: str | None

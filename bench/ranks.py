@@ -134,7 +134,10 @@ class Ranks:
         return items
 
     def leave(self) -> None:
-        """A clean end: without it, one run in two of gloo ends with an abort."""
+        """Part from the others and end this process. One process simply goes on.
+
+        Without all of it, one run in two ends with an abort: gloo's threads do not survive the interpreter.
+        """
         if not self.several:
             return
         if self._device:
@@ -142,14 +145,17 @@ class Ranks:
 
             self.barrier()
             dist.destroy_process_group()
-        self._sign(roll.DONE)
+        self._end(roll.DONE)
 
     def fail(self, kind: str, error: str) -> NoReturn:
         """Say why, and end at once: the others may be waiting in a collective operation, and the parent ends them."""
-        self._sign(roll.FAILED, kind, error)
+        self._end(roll.FAILED, kind, error)
+
+    def _end(self, state: str, kind: str = "", error: str = "") -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(1)
+        self._sign(state, kind, error)
+        os._exit(state != roll.DONE)
 
     def _sign(self, state: str, kind: str = "", error: str = "") -> None:
         assert self.folder is not None
