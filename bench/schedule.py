@@ -283,6 +283,9 @@ def _cause(end: _End, watch: _Watch, oom_killed: bool) -> tuple[str, str]:
             return "killed", f"the worker was killed by {name} {doing}"
         return "killed", f"the worker was killed by signal {-end.status} {doing}"
     kind = "error" if watch.current else "load"
+    launcher = watch.job.cells[0].launcher.name
+    if launcher != "local":
+        return kind, f"{launcher} ended with status {end.status} {doing}, without a result: its log says why"
     return kind, f"the worker ended with status {end.status} {doing}, without a result"
 
 

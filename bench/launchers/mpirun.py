@@ -86,7 +86,7 @@ class MpiRun(Launcher):
             "MASTER_ADDR": self._first_host(),
             "MASTER_PORT": str(self.port or free_port()),
         }
-        flags = _open_mpi(self, cell, found, env) if found.name == "Open MPI" else _hydra(self, found, env)
+        flags = _open_mpi(self, cell, env) if found.name == "Open MPI" else _hydra(self, found, env)
         ranks = ("-n", str(cell.world_size))
         worker = worker_argv(cell.python, folder.absolute())
         return Command((path, *flags, *shlex.split(self.arguments), *ranks, *worker), env)
@@ -118,9 +118,10 @@ def _hydra(settings: MpiRun, found: Flavour, env: dict[str, str]) -> list[str]:
     return flags
 
 
-def _open_mpi(settings: MpiRun, cell: Cell, found: Flavour, env: dict[str, str]) -> list[str]:
+def _open_mpi(settings: MpiRun, cell: Cell, env: dict[str, str]) -> list[str]:
     """Flags of Open MPI, which passes only named variables on to other machines."""
-    flags = ["--tag-output", "--bind-to", "none", "--oversubscribe"]
+    spread = ["--map-by", f"ppr:{settings.ppn}:node:OVERSUBSCRIBE"] if settings.ppn else ["--oversubscribe"]
+    flags = ["--tag-output", "--bind-to", "none", *spread]
     if os.geteuid() == 0:
         flags.append("--allow-run-as-root")
     if settings.hosts:
@@ -129,8 +130,6 @@ def _open_mpi(settings: MpiRun, cell: Cell, found: Flavour, env: dict[str, str])
         flags += ["--host", ",".join(hosts)]
     if settings.hostfile:
         flags += ["--hostfile", settings.hostfile]
-    if settings.ppn:
-        flags += ["--map-by", f"ppr:{settings.ppn}:node"]
     if settings.hosts or settings.hostfile:
         for name in env:
             flags += ["-x", name]

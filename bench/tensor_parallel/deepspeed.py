@@ -8,6 +8,7 @@ import fcntl
 import importlib.util
 import logging
 import os
+import platform
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -179,12 +180,14 @@ def _shared_memory() -> bool:
     It works within one node only, and crashes elsewhere. One rank of the node builds it, which takes a minute, in a
     folder of bench's own and under a lock: a build that was killed leaves a lock file, on which torch waits for ever.
     """
+    import torch
     import torch.distributed as dist
 
     one_node = os.environ["LOCAL_SIZE"] == os.environ["WORLD_SIZE"]
     if os.environ.get(SHARED_MEMORY) == "0" or not one_node or not (shutil.which("c++") and shutil.which("ninja")):
         return False
-    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions"))
+    build = f"python{platform.python_version()}-torch{torch.__version__}"
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions" / build))
     folder = Path(os.environ["TORCH_EXTENSIONS_DIR"])
     built = [True]
     if dist.get_rank() == 0:
