@@ -373,6 +373,40 @@ def test_an_interpreter_that_cannot_be_started_is_one_line(bench: Bench):
     assert row["error"] == "the worker ended with status 0 while starting, without a result"
 
 
+def test_a_hanging_start_is_a_timeout_and_takes_its_children_along(bench: Bench):
+    wrapper = bench.cwd / "stack-h" / "bin" / "python"
+    wrapper.parent.mkdir(parents=True)
+    wrapper.write_text("#!/bin/sh\ntrap '' TERM\nsh -c 'sleep 4711.5 && echo bench.worker' \"$@\" &\nwait\n")
+    wrapper.chmod(0o755)
+    done = bench(*FAKE, "batch_size=[1,2]", f"python={wrapper}", "load_timeout_s=1")
+    assert done.code == 1
+    errors = {(row["status"], row["error"]) for row in rows(bench)}
+    assert errors == {
+        ("timeout", "no result after 1 s, ended while starting; raise load_timeout_s if it only needs longer")
+    }
+    assert not workers(bench)
+    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"4711.5" in _read(path)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}])
+def test_names_beyond_ascii(bench: Bench, locale: dict[str, str]):
+    folder = bench.cwd / "mödel"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    done = bench(*FAKE, f"model={folder}", "weights=random", env=locale)
+    assert done.code == 0
+    assert "out: 1 ok" in done.stderr
+    assert package.load(bench.cwd / "out" / "results.csv")["model"].tolist() == ["mödel"]
+    assert "mödel" in (bench.cwd / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_python_is_the_interpreter_of_the_worker(bench: Bench):
     wrapper = bench.cwd / "stack-a" / "bin" / "python"
     wrapper.parent.mkdir(parents=True)
