@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from bench.errors import ConfigError
 from bench.hardware import Hardware
 from bench.journal import Journal
 from bench.metrics import METRICS
-from bench.page import html
 from bench.record import Iteration, Outcome, Peaks
 from bench.units import duration, gibibytes, milliseconds, percent, significant
 
@@ -127,41 +125,6 @@ def test_more_than_the_peak_is_said_to_be_wrong(make: Any, peaks: Peaks, note: s
     notes = report.view([make.record(peaks=peaks)]).notes
     assert [text.startswith(note or "") for text in notes] == ([True] if note else [])
     assert not note or "bench doctor --measure" in notes[0]
-
-
-class Tags(HTMLParser):
-    """Collects what a page would load or run, and checks that tags close in order."""
-
-    VOID = ("meta", "br", "hr", "img", "link", "input", "line", "circle", "rect", "path", "polyline")
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.loaded: list[str] = []
-        self.words = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in self.VOID:
-            self.open.append(tag)
-        self.loaded += [value or "" for name, value in attrs if name in ("src", "href", "data", "xlink:href")]
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words += data
-
-
-def test_the_page_is_whole_and_loads_nothing(outcomes: list[Outcome], make: Any):
-    evil = make.failure(make.cell(batch=64), error="<script>alert('x')</script> & more", log_tail=("<b>log</b>",))
-    page = Tags(html([*outcomes, evil]))
-    assert page.open == []
-    assert [link for link in page.loaded if not link.startswith(("#", "data:"))] == []
-    for words in ("tiny", "11.00 ms", "1324.8 %", "out of memory: 3 GiB", "<script>alert('x')</script> & more", "TTFT"):
-        assert words in page.words
-    assert "<script>alert" not in html([evil])
 
 
 def test_every_figure_of_a_report_is_a_metric():
