@@ -252,13 +252,15 @@ def _cause(status: int, timed_out: bool, watch: _Watch, oom_killed: bool) -> tup
 
 def _end(process: subprocess.Popen[bytes], ended: threading.Event, ask_for_stacks: bool) -> None:
     """Make sure that the worker and all it started are gone."""
-    if not ended.is_set():
-        if ask_for_stacks and hasattr(signal, "SIGUSR1"):
-            _signal_group(process.pid, signal.SIGUSR1)
-            ended.wait(0.5)
-        _signal_group(process.pid, signal.SIGTERM)
-        ended.wait(GRACE_S)
-    _signal_group(process.pid, signal.SIGKILL)
+    try:
+        if not ended.is_set():
+            if ask_for_stacks and hasattr(signal, "SIGUSR1"):
+                _signal_group(process.pid, signal.SIGUSR1)
+                ended.wait(0.5)
+            _signal_group(process.pid, signal.SIGTERM)
+            ended.wait(GRACE_S)
+    finally:  # also when a second Ctrl-C cuts the waiting short
+        _signal_group(process.pid, signal.SIGKILL)
     ended.wait()
     if process.stdin:
         process.stdin.close()
