@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -373,19 +374,44 @@ def test_an_interpreter_that_cannot_be_started_is_one_line(bench: Bench):
     assert row["error"] == "the worker ended with status 0 while starting, without a result"
 
 
-def test_a_hanging_start_is_a_timeout_and_takes_its_children_along(bench: Bench):
+@pytest.fixture
+def stubborn(bench: Bench) -> Path:
+    """An "interpreter" that ignores SIGTERM and has a child which does too: it sleeps for 4711.5 s."""
     wrapper = bench.cwd / "stack-h" / "bin" / "python"
     wrapper.parent.mkdir(parents=True)
-    wrapper.write_text("#!/bin/sh\ntrap '' TERM\nsh -c 'sleep 4711.5 && echo bench.worker' \"$@\" &\nwait\n")
+    wrapper.write_text("#!/bin/sh\ntrap '' TERM\nsleep 4711.5 &\nwait\nwait\n")
     wrapper.chmod(0o755)
-    done = bench(*FAKE, "batch_size=[1,2]", f"python={wrapper}", "load_timeout_s=1")
+    return wrapper
+
+
+def sleepers(bench: Bench) -> list[str]:
+    """The processes of `stubborn` in this test's folder."""
+    found = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"4711.5" in _read(path)]
+    return [path.name for path in found if os.path.realpath(path / "cwd") == str(bench.cwd)]
+
+
+def test_a_second_interrupt_does_not_wait_for_a_stubborn_worker(
+    bench: Bench, stubborn: Path, wait_for: Callable[..., Any]
+):
+    process = bench.start(*FAKE, f"python={stubborn}")
+    wait_for(lambda: sleepers(bench))
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.7)
+    process.send_signal(signal.SIGINT)
+    assert bench.end(process, 4).code == 130
+    wait_for(lambda: not sleepers(bench), 5)
+
+
+def test_a_hanging_start_is_a_timeout_and_takes_its_children_along(bench: Bench, stubborn: Path):
+    done = bench(*FAKE, "batch_size=[1,2]", f"python={stubborn}", "load_timeout_s=1")
     assert done.code == 1
     errors = {(row["status"], row["error"]) for row in rows(bench)}
     assert errors == {
         ("timeout", "no result after 1 s, ended while starting; raise load_timeout_s if it only needs longer")
     }
     assert not workers(bench)
-    assert not [path for path in Path("/proc").glob("[0-9]*/cmdline") if b"4711.5" in _read(path)]
+    assert not sleepers(bench)
 
 
 def _read(path: Path) -> bytes:
