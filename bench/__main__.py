@@ -73,7 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # what nohup sets stays
+            signal.signal(number, _interrupt)
     name, *rest = arguments
     try:
         if name in ("-V", "--version"):
