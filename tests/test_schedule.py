@@ -208,6 +208,14 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
     assert found[1]["run"] == found[2]["run"] != kept["run"]
 
 
+def test_under_nohup_a_run_outlives_its_terminal(bench: Bench, wait_for: Callable[..., Any]):
+    process = bench.start(*SLOW, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: journal(bench, "start"))
+    process.send_signal(signal.SIGHUP)
+    assert bench.end(process).code == 0
+    assert [row["status"] for row in rows(bench)] == ["ok"]
+
+
 def test_results_are_readable_and_locked_while_the_run_goes_on(bench: Bench, wait_for: Callable[..., Any]):
     process = bench.start(*SLOW, "batch_size=[1,2]", "device.step=0.5")
     wait_for(lambda: in_second_cell(bench))
