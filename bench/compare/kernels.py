@@ -45,7 +45,7 @@ def welch(mean_a: Array, var_a: Array, n_a: Array, mean_b: Array, var_b: Array, 
 def prior_variance(s2: Array, df: Array | float) -> tuple[float, float]:
     """Prior degrees of freedom d0 and prior variance s0^2 of variances `s2` with `df` degrees of freedom each.
 
-    Moment fit of a scaled F distribution: Smyth (2004), Statistical Applications in Genetics and Molecular Biology 3(1),
+    Moment fit of a scaled F distribution: Smyth (2004), Statistical Applications in Genetics and Molecular Biology 3,
     section 6.2. d0 is infinite when the variances spread no more than their own sampling error explains. Variances of
     zero carry no logarithm and are left out; without two positive ones the answer is (0, mean variance).
     """
@@ -87,7 +87,7 @@ def power_k(
     """Fewest launches per side with which a distance `gap` (log) is seen with `power`; None above `most`.
 
     Exact for two sides of equal normal noise `sd` (log) and a pooled t test with 2K - 2 degrees of freedom.
-    `tails=2` asks for a rejection on either side of two bounds, as in proving a cell unchanged: the power of TOST is then
+    `tails=2` asks for a rejection at both of two bounds, as in proving a cell unchanged: the power of TOST is then
     1 - 2 * (chance that one bound fails).
     """
     miss = (1 - power) / (2 if tails == 2 else 1)
