@@ -20,11 +20,7 @@ ACCURACY = (
 )
 """Accuracy is decided in `accuracy.py`, never as a ratio of launches."""
 
-EXTRA = (
-    Column("samples", "info", "per-document file of an accuracy cell, relative to the CSV"),
-    Column("ttft_n", "info", "measured iterations behind ttft_s", "count"),
-    Column("itl_n", "info", "pooled inter-token gaps behind the itl percentiles", "count"),
-)
+EXTRA = (Column("samples", "info", "per-document file of an accuracy cell, relative to the CSV"),)
 
 REGISTRY: dict[str, Column] = {
     column.name: column

@@ -81,22 +81,30 @@ def moderated(s2: Array, df: Array) -> tuple[Array, Array, float, float]:
     return (d0 * s02 + df * s2) / (d0 + df), d0 + df, d0, s02
 
 
-def power_k(
-    gap: float, sd: float, alpha: float = 0.05, power: float = 0.8, tails: int = 1, most: int = 100
-) -> int | None:
-    """Fewest launches per side with which a distance `gap` (log) is seen with `power`; None above `most`.
+MOST_LAUNCHES = 100
+"""No advice beyond this many launches per side: measure better instead."""
 
-    Exact for two sides of equal normal noise `sd` (log) and a pooled t test with 2K - 2 degrees of freedom.
-    `tails=2` asks for a rejection at both of two bounds, as in proving a cell unchanged: the power of TOST is then
-    1 - 2 * (chance that one bound fails).
+
+def resolvable(alpha: float = 0.05, power: float = 0.8, tails: int = 1) -> Array:
+    """Smallest gap, in units of the launch SD, that K = 2..MOST_LAUNCHES launches per side tell from a bound.
+
+    Exact for normal launches and a pooled t test with 2K - 2 degrees of freedom: the noncentrality at which a one-sided
+    test of level `alpha` has `power`. `tails=2` is for a truth midway between two bounds, as in proving a cell
+    unchanged: each bound may then fail with half of 1 - power.
     """
-    miss = (1 - power) / (2 if tails == 2 else 1)
-    for k in range(2, most + 1):
-        df = 2 * k - 2
-        t = float(special.stdtrit(df, 1 - alpha))
-        if special.nctdtr(df, gap / (sd * math.sqrt(2 / k)), t) <= miss:
-            return k
-    return None
+    k = np.arange(2, MOST_LAUNCHES + 1)
+    miss = (1 - power) / tails
+    noncentrality: Array = special.nctdtrinc(2.0 * k - 2, miss, special.stdtrit(2.0 * k - 2, 1 - alpha))
+    return noncentrality * np.sqrt(2 / k)
+
+
+def launches_needed(gap: Array, sd: Array, table: Array) -> Array:
+    """Fewest launches per side that resolve `gap` at launch SD `sd` by a table of `resolvable`; inf above its end."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(sd > 0, gap / sd, np.inf)
+    # The table falls with K: the first entry not above the ratio.
+    position = np.searchsorted(-table, -ratio)
+    return np.where(position < len(table), position + 2.0, np.inf)
 
 
 def minimum_effect(se: Array, df: Array, alpha: float = 0.05, power: float = 0.8) -> Array:

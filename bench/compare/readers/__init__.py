@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from pathlib import Path
-from typing import Any, Protocol, Union
+from typing import Any, Protocol
 
-Row = dict[str, Union[str, int, float]]
+Row = dict[str, str | int | float]
 
 
 class Reader(Protocol):

@@ -1,4 +1,4 @@
-"""CSV files of ipex-llm's all-in-one benchmark: means over trials in ms, rounded to 0.01 ms, no launch and no failure."""
+"""CSV files of ipex-llm's all-in-one benchmark: means over trials, ms with 2 decimals, no launch and no failure."""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def read(path: Path) -> list[Row]:
     text = "\n".join(lines)
     key = _key(text, path)
     # Every rank announces the same run, so announcements that repeat the one before do not start a new run.
-    starts = [match for match in _STARTING.finditer(text)]
-    runs = [match for before, match in zip([None, *starts], starts) if before is None or before[0] != match[0]]  # noqa: B905
+    starts = list(_STARTING.finditer(text))
+    runs = [start for i, start in enumerate(starts) if i == 0 or start[0] != starts[i - 1][0]]
     if not runs:
         return [{**key, **_outcome(text)}]
     ends = [match.start() for match in runs[1:]] + [len(text)]
