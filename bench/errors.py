@@ -1,14 +1,14 @@
 """One tree of errors. The class says who has to act, the message says what happened and what to do.
 
-    BenchError
-    ├── ConfigError          the request is wrong: nothing was launched                 exit code 2
-    ├── ResultsError         the results folder cannot be used: locked, full, foreign   exit code 2
-    └── CellError            one cell could not be measured: becomes its `Failure`      exit code 1
-        ├── Unsupported      this combination does not exist here
-        ├── OutOfMemory      the device said so
-        ├── WrongLength      fewer or more tokens than asked
-        ├── NonFinite        NaN or infinity in the logits
-        └── LoadError        the model could not be loaded
+BenchError
+├── ConfigError          the request is wrong: nothing was launched                 exit code 2
+├── ResultsError         the results folder cannot be used: locked, full, foreign   exit code 2
+└── CellError            one cell could not be measured: becomes its `Failure`      exit code 1
+    ├── Unsupported      this combination does not exist here
+    ├── OutOfMemory      the device said so
+    ├── WrongLength      fewer or more tokens than asked
+    ├── NonFinite        NaN or infinity in the logits
+    └── LoadError        the model could not be loaded
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`journal.jsonl`: everything that happened in a results folder, one JSON object per line, in order.
 
-Lines are appended, flushed and fsynced, by the worker while it runs and by the parent when a worker died. Three kinds:
-`start` (a cell began), `record` and `failure` (its outcome). A cell's last outcome wins. A torn last line, left by a
-process that was killed while writing, is ignored when read and closed off by the next append.
+Lines are appended and fsynced by the worker while it runs, and by the parent when a worker died. Kinds: `phase` (what
+the worker does now), `start` (a cell began), `record` and `failure` (its outcome). A cell's last outcome wins. A torn
+last line, left by a process that was killed while writing, is ignored when read and closed off by the next append.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Journal:
         """Append an outcome."""
         self.append(to_json(outcome))
 
-    def append(self, line: Mapping[str, Any]) -> None:
-        """Append one line; either the whole line is on disk afterwards or the file is as it was."""
+    def append(self, line: Mapping[str, Any], sync: bool = True) -> None:
+        """Append one line: either all of it is in the file afterwards, or the file is as it was."""
         data = json.dumps(line, allow_nan=False, separators=(",", ":")).encode() + b"\n"
         try:
             handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
@@ -39,7 +39,8 @@ class Journal:
                 if size and os.pread(handle, 1, size - 1) != b"\n":
                     data = b"\n" + data
                 self._write_all(handle, data, size)
-                os.fsync(handle)
+                if sync:
+                    os.fsync(handle)
             finally:
                 os.close(handle)
         except OSError as error:
@@ -81,3 +82,13 @@ class Journal:
             if line["kind"] in ("record", "failure"):
                 found[line["cell"], line["launch"]] = from_json(line)
         return found
+
+
+def log_tail(path: Path, lines: int = 40) -> tuple[str, ...]:
+    """The last lines of a log, none when it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - 64 * 1024))
+            return tuple(file.read().decode(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ()

@@ -7,6 +7,7 @@ says otherwise. Unknown is NaN, never 0.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
@@ -50,7 +51,7 @@ def ttft(iteration: Iteration) -> float:
 def itl(iteration: Iteration) -> list[float]:
     """Inter-token latencies, s: t_i - t_(i-1) for i = 2..N. A step yields B tokens and is not divided by B."""
     steps = iteration.steps_s
-    return [late - early for early, late in zip(steps, steps[1:], strict=False)]
+    return [late - early for early, late in itertools.pairwise(steps)]
 
 
 def tpot(iteration: Iteration) -> float:
@@ -188,7 +189,7 @@ def first_call_s(record: Record) -> float:
 
 @metric("duration", "s", "lower")
 def compile_s(record: Record) -> float:
-    """What compiling engines lose in warm-up: sum over the warm-ups of E2E above the measured median. NaN for others."""
+    """What compiling engines lose in warm-up: E2E above the measured median, summed over warm-ups. NaN for others."""
     if not record.compiled or not record.warmups:
         return math.nan
     steady = e2e_s(record)
@@ -240,7 +241,7 @@ def _mfu(record: Record, flops: float) -> float:
 
 @metric("proportion", "", "higher")
 def mbu(record: Record) -> float:
-    """Memory bandwidth utilisation of decoding, of the measured peak: bytes of a step / (TPOT * devices * bandwidth)."""
+    """Memory bandwidth utilisation of decoding, of the measured peak: bytes per step / (TPOT * devices * bandwidth)."""
     return _mbu(record, record.peaks.bandwidth_measured)
 
 

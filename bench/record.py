@@ -9,7 +9,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Union
+from typing import Any
 
 from .cell import Scalar
 from .schema import SCHEMA
@@ -121,7 +121,7 @@ class Failure:
     kind = "failure"
 
 
-Outcome = Union[Record, Failure]
+Outcome = Record | Failure
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def to_json(outcome: Outcome) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any]) -> Outcome:
-    """The outcome of a journal line. Fields that this version does not know are ignored, so newer files stay readable."""
+    """The outcome of a journal line. Fields that this version does not know are ignored."""
     if data["kind"] == Failure.kind:
         return Failure(**_known(Failure, {**data, "log_tail": tuple(data["log_tail"])}))
     fields = dict(data)
@@ -145,10 +145,8 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes"):
         fields[name] = _number(data[name])
     fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
-    peaks = data["peaks"]
-    fields["peaks"] = Peaks(
-        **{key: value if key == "source" else _number(value) for key, value in peaks.items()},
-    )
+    figures = {key: _number(value) for key, value in data["peaks"].items() if key != "source"}
+    fields["peaks"] = Peaks(source=data["peaks"]["source"], **figures)
     fields["warnings"] = tuple(data["warnings"])
     return Record(**_known(Record, fields))
 

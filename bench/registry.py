@@ -1,4 +1,4 @@
-"""Names for extensions. A file in `devices/`, `engines/`, `precisions/` or `launchers/` registers itself by decorator."""
+"""Names for extensions: a file in `devices/`, `engines/`, `precisions/` or `launchers/` registers itself."""
 
 from __future__ import annotations
 

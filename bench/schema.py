@@ -27,7 +27,7 @@ class Column:
     better: Better | None = None
     """The direction of a metric; None for one that is neither good nor bad."""
     primary: bool = False
-    """Whether a regression of it may fail a gate. Derived metrics are functions of primary ones and never gate twice."""
+    """Whether a regression of it may fail a gate. The others are functions of primary ones and never gate twice."""
 
 
 AXES = (

@@ -1,0 +1,102 @@
+"""The command `bench`: what each subcommand does, in one screen."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from .errors import BenchError, did_you_mean
+
+USAGE = """\
+usage: bench COMMAND [...]
+
+  run [overrides] [-m]    measure a matrix: model x precision x beams x batch x lengths
+  plan [overrides] [-m]   the cells, what would be skipped and why, predicted memory
+  report FOLDER...        show results again: terminal, report.md, report.html
+  doctor                  what this machine can run, or why not and what to install
+
+`bench run --help` lists every option. Exit status: 0 ok, 1 some cells failed, 2 usage or configuration error,
+130 interrupted.
+"""
+
+
+class Interrupted(BaseException):
+    """A signal other than SIGINT asks to end; `args[0]` is its number."""
+
+
+def run(arguments: list[str]) -> int:
+    """Compose, plan, measure, report."""
+    from . import compose, run
+
+    composed = compose.compose(arguments, "bench run")
+    return run.run(*composed) if composed else 0
+
+
+def plan(arguments: list[str]) -> int:
+    """Compose, plan, print."""
+    from . import compose, plan, report
+
+    composed = compose.compose(arguments, "bench plan")
+    if composed:
+        report.print_plan(plan.plan(composed[0]))
+    return 0
+
+
+def report(arguments: list[str]) -> int:
+    """Show results that exist."""
+    from . import report
+
+    return report.main(arguments)
+
+
+def doctor(arguments: list[str]) -> int:
+    """Look at the machine."""
+    from . import doctor
+
+    return doctor.main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "plan": plan, "report": report, "doctor": doctor}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; errors that are the user's to solve are one line on standard error."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0 if arguments else 2
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    name, *rest = arguments
+    try:
+        if name in ("-V", "--version"):
+            from . import __version__
+
+            print(f"bench {__version__}")
+            return 0
+        if name not in COMMANDS:
+            print(f"bench: {did_you_mean('command', name, COMMANDS)}", file=sys.stderr)
+            return 2
+        return COMMANDS[name](rest)
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
+        return 130
+    except Interrupted as error:
+        return 128 + int(error.args[0])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise Interrupted(number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,258 @@
+"""`BenchConfig`: the schema of what a user may write, and `Request`: one checked point of it.
+
+Everything a user can get wrong is caught here or in `compose.py`, before anything is launched, as a ConfigError.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .cell import Cell, Choice, Generate, Scalar
+from .devices.base import devices
+from .engines.base import engines
+from .errors import ConfigError, did_you_mean
+from .launchers.base import launchers
+from .models.spec import Model
+from .precisions.base import precisions
+from .registry import Registry
+
+AXES: dict[str, Registry[Any]] = {
+    "engine": engines,
+    "precision": precisions,
+    "device": devices,
+    "launcher": launchers,
+}
+"""Config groups whose options are registered classes."""
+
+DECODINGS = ("greedy", "beam", "sample")
+
+
+@dataclass
+class BenchConfig:
+    """What `bench run` accepts. Inner axes take one value or a list; every combination is a cell."""
+
+    model: Any = None
+    """Option of configs/model, a hub id or a local folder."""
+    engine: Any = None
+    precision: Any = None
+    device: Any = None
+    launcher: Any = None
+    workload: Any = None
+    weights: str | None = None
+    """real or random; by default what the model's YAML says."""
+    decoding: str = "greedy"
+    """greedy (beam search where num_beams > 1) or sample."""
+    num_beams: Any = field(default_factory=lambda: [1, 4])
+    batch_size: Any = 1
+    lengths: Any = "1024/128"
+    """input/output tokens."""
+    iterations: int = 10
+    warmup: int = 3
+    launches: int = 1
+    seed: int = 0
+    world_size: int = 1
+    tp: str = "none"
+    stack: str | None = None
+    """Label of the worker's environment; by default `current`, or the name of the environment `python` is in."""
+    python: str | None = None
+    """Interpreter of the worker."""
+    env: Any = field(default_factory=dict)
+    """Environment variables of the worker; a list of values is an axis."""
+    check_memory: bool = True
+    """Report cells that cannot fit into the device's memory as unsupported instead of trying them."""
+    results: str | None = None
+    """Results folder; by default results/<date>-<name>."""
+    name: str | None = None
+    """Part of the default results folder's name."""
+    retry_failed: bool = False
+    timeout_s: float = 1800.0
+    """For one cell, compilation and warm-up included."""
+    load_timeout_s: float = 3600.0
+    """For importing libraries and loading a model."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One point of a sweep, checked: the cells it asks for and how to run them. `device` may still be `auto`."""
+
+    cells: tuple[Cell, ...]
+    launches: int
+    results: str | None
+    name: str | None
+    retry_failed: bool
+    timeout_s: float
+    load_timeout_s: float
+    check_memory: bool
+
+
+def request(config: Mapping[str, Any]) -> Request:
+    """The checked request of a composed configuration (plain containers). Raises ConfigError."""
+    options = dict(config)
+    _known("key", options, [item.name for item in dataclasses.fields(BenchConfig)])
+    if options["workload"]["name"] != "generate":
+        raise ConfigError(did_you_mean("workload", options["workload"]["name"], ["generate"]))
+    python = _interpreter(options["python"])
+    shared: dict[str, Any] = {
+        "model": _model(options["model"], options["weights"]),
+        **{axis: _choice(axis, options[axis]) for axis in AXES},
+        "world_size": _integer("world_size", options["world_size"], 1),
+        "tp": str(options["tp"]),
+        "stack": options["stack"] or (Path(python).parent.parent.name if python else "current"),
+        "python": python,
+        "iterations": _integer("iterations", options["iterations"], 1),
+        "warmup": _integer("warmup", options["warmup"], 0),
+        "seed": _integer("seed", options["seed"], 0),
+    }
+    works = [
+        Generate(inputs, outputs, batch, beams, _decoding(str(options["decoding"]), beams))
+        for (inputs, outputs), batch, beams in itertools.product(
+            _lengths(options["lengths"]),
+            _integers("batch_size", options["batch_size"]),
+            _integers("num_beams", options["num_beams"]),
+        )
+    ]
+    cells = [Cell(workload=work, env=env, **shared) for env in _environments(options["env"]) for work in works]
+    return Request(
+        cells=tuple(cells),
+        launches=_integer("launches", options["launches"], 1),
+        results=options["results"],
+        name=options["name"],
+        retry_failed=bool(options["retry_failed"]),
+        timeout_s=_seconds("timeout_s", options["timeout_s"]),
+        load_timeout_s=_seconds("load_timeout_s", options["load_timeout_s"]),
+        check_memory=bool(options["check_memory"]),
+    )
+
+
+def _model(node: Mapping[str, Any], weights: str | None) -> Model:
+    fields = dict(node)
+    fields.pop("validated", None)
+    architecture = fields.pop("architecture", None)
+    _known("key in model", fields, [item.name for item in dataclasses.fields(Model)])
+    fields["architecture"] = json.dumps(architecture, sort_keys=True) if architecture else None
+    if weights:
+        if weights not in ("real", "random"):
+            raise ConfigError(did_you_mean("weights", weights, ["real", "random"]))
+        fields["weights"] = weights
+    model = Model(**fields)
+    if model.source not in ("hub", "modelscope", "path", None):
+        raise ConfigError(did_you_mean("model.source", str(model.source), ["hub", "modelscope", "path"]))
+    if model.weights == "real" and not (model.path if model.source == "path" else model.id):
+        raise ConfigError(f"model={model.name} has no published weights: use weights=random")
+    if model.weights == "random" and not model.architecture:
+        raise ConfigError(
+            f"weights=random needs an architecture, and model={model.name} has none before it is downloaded: "
+            f"give a local folder with a config.json, or one of the models in configs/model"
+        )
+    return model
+
+
+def local_model(folder: str) -> dict[str, Any]:
+    """The `model` node of a local folder. Raises ConfigError when it holds no model."""
+    path = Path(folder).expanduser().resolve()
+    try:
+        architecture = json.loads((path / "config.json").read_text())
+    except OSError:
+        raise ConfigError(
+            f"model={folder}: no config.json there. A model folder is what save_pretrained writes"
+        ) from None
+    except ValueError as error:
+        raise ConfigError(f"model={folder}: config.json is not JSON: {error}") from None
+    return {"name": path.name, "source": "path", "path": str(path), "architecture": architecture}
+
+
+def hub_model(model_id: str) -> dict[str, Any]:
+    """The `model` node of a hub id that has no YAML: its shape is known after loading only."""
+    return {"name": model_id.rpartition("/")[2].lower(), "id": model_id, "source": "hub"}
+
+
+def _choice(axis: str, node: Mapping[str, Any]) -> Choice:
+    settings = dict(node)
+    name = settings.pop("name")
+    if name == "auto":
+        return Choice(name)
+    cls = AXES[axis].get(name)
+    defaults = {item.name: default for item, default in settings_of(cls)}
+    _known(f"key in {axis}", settings, defaults)
+    changed: dict[str, Scalar] = {key: value for key, value in settings.items() if value != defaults[key]}
+    return Choice(name, tuple(sorted(changed.items())))
+
+
+def settings_of(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:
+    """The settings of a registered class with their defaults; none for a class that is no dataclass."""
+    if not dataclasses.is_dataclass(cls):
+        return []
+    return [(item, item.default) for item in dataclasses.fields(cls) if item.init]
+
+
+def _known(what: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
+    """Hydra refuses unknown keys, but a key added with + passes it."""
+    for key in given.keys() - set(known):
+        raise ConfigError(did_you_mean(what, key, known))
+
+
+def _interpreter(python: str | None) -> str | None:
+    if python is None:
+        return None
+    path = Path(python).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"python={python} is not an interpreter: no such file")
+    return str(path.absolute())
+
+
+def _decoding(decoding: str, beams: int) -> str:
+    if decoding not in DECODINGS:
+        raise ConfigError(did_you_mean("decoding", decoding, DECODINGS))
+    if decoding == "beam" and beams == 1:
+        raise ConfigError("decoding=beam needs num_beams greater than 1")
+    return "beam" if decoding == "greedy" and beams > 1 else decoding
+
+
+def _list(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (list, tuple)) else [value]
+
+
+def _integer(name: str, value: Any, minimum: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ConfigError(f"{name}={value}: an integer of at least {minimum} is needed")
+    return value
+
+
+def _seconds(name: str, value: float) -> float:
+    if not value > 0:
+        raise ConfigError(f"{name}={value}: a number of seconds greater than 0 is needed")
+    return float(value)
+
+
+def _integers(name: str, value: Any) -> list[int]:
+    numbers = [_integer(name, item, 1) for item in _list(value)]
+    if not numbers:
+        raise ConfigError(f"{name} is empty: give at least one value, such as {name}=[1,4]")
+    return list(dict.fromkeys(numbers))
+
+
+def _lengths(value: Any) -> list[tuple[int, int]]:
+    pairs = []
+    for item in _list(value):
+        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", str(item))
+        if not match or not int(match[1]) or not int(match[2]):
+            raise ConfigError(f"lengths: '{item}' is not input/output tokens, such as lengths=[32/32,1024/128]")
+        pairs.append((int(match[1]), int(match[2])))
+    if not pairs:
+        raise ConfigError("lengths is empty: give at least one pair, such as lengths=[1024/128]")
+    return list(dict.fromkeys(pairs))
+
+
+def _environments(value: Any) -> list[tuple[tuple[str, str], ...]]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"env={value}: a mapping is needed, such as env.OMP_NUM_THREADS=4")
+    names = sorted(value)
+    axes = [[str(item) for item in _list(value[name])] for name in names]
+    return [tuple(zip(names, values, strict=True)) for values in itertools.product(*axes)]

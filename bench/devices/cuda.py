@@ -1,0 +1,25 @@
+"""NVIDIA GPUs (and AMD ones, which torch also calls cuda)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .accelerator import Accelerator
+from .base import devices
+
+
+@devices("cuda")
+@dataclass(frozen=True)
+class Cuda(Accelerator):
+    """A GPU behind torch's cuda type."""
+
+    torch_type = "cuda"
+
+    def driver(self) -> str:
+        """The kernel module's version; torch has no call for it. Blank for ROCm and where /proc does not tell."""
+        try:
+            line = Path("/proc/driver/nvidia/version").read_text().splitlines()[0]
+        except (OSError, IndexError):
+            return ""
+        return next((word for word in line.split() if word[0].isdigit() and "." in word), "")

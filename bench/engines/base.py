@@ -1,0 +1,75 @@
+"""What the worker needs of an engine: load a model, make prompts, generate with a hook on every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..record import ModelCost
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    from ..cell import Cell, Generate
+    from ..devices.base import Device
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready on its device."""
+
+    handle: Any
+    """The engine's own object, usually a transformers model."""
+    cost: ModelCost
+    revision: str = ""
+    """Commit of the checkpoint, blank when there is none."""
+    warnings: tuple[str, ...] = field(default=())
+
+
+class Engine:
+    """One way to produce tokens. Settings are the fields of the subclass, a frozen dataclass.
+
+    `unsupported` and `compiles` are asked while planning, without torch; everything else runs in the worker.
+    """
+
+    def unsupported(self, cell: Cell) -> str | None:
+        """Why this engine cannot run the cell, in one line; None when it can."""
+        raise NotImplementedError
+
+    def compiles(self, cell: Cell) -> bool:
+        """Whether the cell's first calls compile, so that `compile_s` means something."""
+        return False
+
+    def imports(self) -> None:
+        """Import what `load` needs, so that `load_s` does not contain it."""
+
+    def load(self, cell: Cell, device: Device) -> Loaded:
+        """The cell's model on the device. Raises LoadError, OutOfMemory or Unsupported."""
+        raise NotImplementedError
+
+    def begin(self, loaded: Loaded, cell: Cell) -> None:
+        """Forget what earlier cells of the job left behind (caches, compiled graphs), so that order does not matter."""
+
+    def prompts(self, loaded: Loaded, cell: Cell) -> tuple[Any, list[str]]:
+        """Prompts of exactly `input_tokens` on the device, and warnings about them."""
+        raise NotImplementedError
+
+    def seed(self, seed: int) -> None:
+        """Seed whatever draws random numbers; called before each iteration, outside the timed region."""
+
+    def generate(
+        self, loaded: Loaded, inputs: Any, work: Generate, on_step: Callable[[], None], check_finite: bool = False
+    ) -> Any:
+        """Generate, with `on_step` called once per output token when the token's computation has been launched.
+
+        `on_step` must not be called inside a compiled graph, and nothing else may synchronise the device. With
+        `check_finite`, raises NonFinite after generating if the scores of any step held NaN or +infinity.
+        """
+        raise NotImplementedError
+
+    def tokens(self, output: Any) -> list[list[int]]:
+        """Prompt and generated ids of each sequence, from what `generate` returned; outside the timed region."""
+        raise NotImplementedError
+
+
+engines: Registry[Engine] = Registry("engine", __package__)

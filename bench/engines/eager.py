@@ -1,0 +1,114 @@
+"""transformers' own `generate` with its dynamic cache, nothing compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..cell import Cell, Generate
+from ..devices.base import Device
+from ..errors import NonFinite
+from ..precisions import precisions
+from ..precisions.base import DTYPE_BYTES
+from .base import Engine, Loaded, engines
+
+
+@engines("eager")
+@dataclass(frozen=True)
+class Eager(Engine):
+    """The plain call that most users make."""
+
+    attention: str = "sdpa"
+    """`attn_implementation` of transformers: sdpa, eager, flash_attention_2, ..."""
+
+    def unsupported(self, cell: Cell) -> str | None:
+        """`generate` runs every decoding there is."""
+        return None
+
+    def imports(self) -> None:
+        """torch and transformers."""
+        from .. import hooks  # noqa: F401
+        from ..models import build, cost  # noqa: F401
+
+    def load(self, cell: Cell, device: Device) -> Loaded:
+        """Build or download the model and let the precision convert it."""
+        import torch
+
+        from ..models import build, cost
+
+        precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
+        model = build.load(
+            cell.model,
+            getattr(torch, precision.dtype),
+            torch.device(device.torch_type),
+            cell.seed,
+            attn_implementation=self.attention,
+            **precision.load_kwargs(device.torch_type),
+        )
+        model = precision.apply(model)
+        return Loaded(
+            handle=model,
+            cost=cost.of(cell.model, model, DTYPE_BYTES[precision.dtype]),
+            revision=build.revision_of(model) or "",
+        )
+
+    def prompts(self, loaded: Loaded, cell: Cell) -> tuple[Any, list[str]]:
+        """Token ids and an all-ones mask on the model's device."""
+        import torch
+
+        from ..models.prompts import prompts
+
+        work = cell.workload
+        model = loaded.handle
+        ids, warnings = prompts(cell.model, model.config.vocab_size, work.input_tokens, work.batch_size, cell.seed)
+        ids = ids.to(model.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, warnings
+
+    def seed(self, seed: int) -> None:
+        """torch's generators on every device."""
+        import torch
+
+        torch.manual_seed(seed)
+
+    def generate(
+        self, loaded: Loaded, inputs: Any, work: Generate, on_step: Callable[[], None], check_finite: bool = False
+    ) -> Any:
+        """One call of `model.generate`; returns the ids, shape [batch_size, input_tokens + output_tokens]."""
+        import torch
+
+        from ..hooks import finite_watch, step_hook
+
+        watch = finite_watch() if check_finite else None
+        with torch.inference_mode():
+            output = loaded.handle.generate(
+                **inputs,
+                generation_config=self.generation_config(loaded, work),
+                stopping_criteria=[step_hook(on_step)],
+                logits_processor=[watch] if watch else [],
+            )
+        if watch and not watch.finite():
+            raise NonFinite(
+                "the scores hold NaN or infinity, so the tokens mean nothing: "
+                "try another precision, or check the weights"
+            )
+        return output
+
+    def generation_config(self, loaded: Loaded, work: Generate) -> Any:
+        """Exactly `output_tokens` more tokens: the model's own configuration, from which EOS has been removed."""
+        import copy
+
+        config = copy.copy(loaded.handle.generation_config)
+        config.update(
+            max_new_tokens=work.output_tokens,
+            min_new_tokens=work.output_tokens,
+            num_beams=work.num_beams,
+            do_sample=work.decoding == "sample",
+            use_cache=True,
+        )
+        return config
+
+    def tokens(self, output: Any) -> list[list[int]]:
+        """From the tensor of ids."""
+        rows: list[list[int]] = output.tolist()
+        return rows

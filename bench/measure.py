@@ -1,0 +1,147 @@
+"""Measure one cell. With the devices, the only code that reads a clock."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+from .cell import Cell, Generate
+from .devices.base import Device, Mark
+from .engines.base import Engine, Loaded
+from .errors import WrongLength
+from .record import Iteration
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What measuring a cell gives."""
+
+    warmups: tuple[Iteration, ...]
+    iterations: tuple[Iteration, ...]
+    peak_memory_bytes: float
+    peak_reserved_bytes: float
+    hook_s: float
+
+
+class Stopwatch:
+    """Seconds since it was made, on a monotonic clock."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        """Seconds until now."""
+        return time.perf_counter() - self._start
+
+
+def measure(
+    engine: Engine, loaded: Loaded, device: Device, inputs: Any, cell: Cell, on_phase: Callable[[str], None]
+) -> Samples:
+    """Warm up, then measure, with the collector off and the peak of memory taken over the measured part.
+
+    The first warm-up also checks that the scores are finite; without warm-ups an extra call at the end does.
+    Raises WrongLength, NonFinite, or whatever the engine raises.
+    """
+    work = cell.workload
+
+    def once(check_finite: bool = False) -> Iteration:
+        engine.seed(cell.seed)
+        return _iteration(engine, loaded, device, inputs, work, check_finite)
+
+    on_phase("warm-up")
+    warmups = [once(check_finite=number == 0) for number in range(cell.warmup)]
+    on_phase("measuring")
+    with _quiet_collector():
+        device.reset_peak_memory()
+        iterations = [once() for _ in range(cell.iterations)]
+        used, reserved = device.peak_memory()
+    if not warmups:
+        once(check_finite=True)
+    return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device))
+
+
+def _iteration(
+    engine: Engine, loaded: Loaded, device: Device, inputs: Any, work: Generate, check_finite: bool
+) -> Iteration:
+    marks: list[Mark] = []
+    mark = device.mark
+    append = marks.append
+
+    def on_step() -> None:
+        append(mark())
+
+    device.synchronize()
+    append(mark())
+    output = engine.generate(loaded, inputs, work, on_step, check_finite)
+    append(mark())
+    device.synchronize()
+    *steps, end = device.elapsed(marks)
+    tokens = engine.tokens(output)
+    _verify(tokens, len(steps), work)
+    digest = hashlib.sha256(repr([row[work.input_tokens :] for row in tokens]).encode()).hexdigest()[:16]
+    return Iteration(tuple(steps), end, digest)
+
+
+def _verify(tokens: list[list[int]], steps: int, work: Generate) -> None:
+    if len(tokens) != work.batch_size:
+        raise WrongLength(f"asked for {work.batch_size} sequences, got {len(tokens)}")
+    for row in tokens:
+        count = len(row) - work.input_tokens
+        if count != work.output_tokens:
+            raise WrongLength(f"asked for {work.output_tokens} tokens, got {count}: is EOS ignored?")
+    if steps != work.output_tokens:
+        raise WrongLength(f"asked for {work.output_tokens} steps, the hook saw {steps}")
+
+
+def hook_cost(device: Device, calls: int = 200) -> float:
+    """Seconds that one call of the step hook takes on this device, median of 5 rounds."""
+    rounds = []
+    for _ in range(5):
+        device.synchronize()
+        start = time.perf_counter()
+        for _ in range(calls):
+            device.mark()
+        rounds.append((time.perf_counter() - start) / calls)
+    device.synchronize()
+    return median(rounds)
+
+
+def suspicions(samples: Samples) -> list[str]:
+    """What a reader should know before trusting the numbers, each with a next step."""
+    found = []
+    iterations = samples.iterations
+    if len({item.output_hash for item in iterations}) > 1:
+        found.append("the iterations produced different tokens: some kernel is not deterministic")
+    if len(iterations) >= 4:
+        rest = [item.e2e_s for item in iterations[1:]]
+        if iterations[0].e2e_s > max(1.2 * median(rest), max(rest)):
+            slower = iterations[0].e2e_s / median(rest) - 1
+            found.append(f"the first measured iteration was {slower:.0%} slower than the rest: raise warmup")
+        middle = median(item.e2e_s for item in iterations)
+        off = median(abs(item.e2e_s - middle) for item in iterations) / middle
+        if off > 0.05:
+            found.append(f"the iterations differ by {off:.0%} (median deviation): is something else running?")
+    gaps = [late - early for item in iterations for early, late in itertools.pairwise(item.steps_s)]
+    if gaps and samples.hook_s > 0.01 * median(gaps):
+        found.append(f"the step hook takes {samples.hook_s / median(gaps):.0%} of a step")
+    return found
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """Collect once before, and not while measuring: a collection pause would land in some step."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

@@ -1,0 +1,38 @@
+"""What loading a model needs to know of a precision."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..cell import Cell
+
+
+class Precision:
+    """One format of the weights. Settings are the fields of the subclass, a frozen dataclass."""
+
+    bytes_per_parameter: float
+    """Stored bytes per parameter of a linear layer, scales included; used to predict memory."""
+    dtype: str
+    """Name in torch of the dtype of activations, KV cache and whatever is not quantised."""
+
+    def unsupported(self, cell: Cell) -> str | None:
+        """Why this format does not exist on the cell's device, in one line; None when it does. Asked without torch."""
+        return None
+
+    def load_kwargs(self, device: str) -> dict[str, Any]:
+        """Extra arguments of `from_pretrained`."""
+        return {}
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        """Convert a model that was loaded in `dtype`; the default leaves it as it is."""
+        return model
+
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+precisions: Registry[Precision] = Registry("precision", __package__)

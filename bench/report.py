@@ -1,0 +1,243 @@
+"""What people read: the table on the terminal, report.md, report.html, and the plan. Rounding happens only here.
+
+One `View` feeds all of them, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from . import metrics
+from .cell import Scalar
+from .errors import ConfigError
+from .folder import Folder
+from .plan import Plan, Planned
+from .record import Failure, Outcome, Record
+from .schema import AXES
+from .table import outcomes as read_outcomes
+from .units import gibibytes, milliseconds, percent, significant
+
+FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("ttft_s", "TTFT", milliseconds),
+    ("tpot_s", "TPOT", milliseconds),
+    ("e2e_s", "E2E", milliseconds),
+    ("prefill_tokens_per_s", "prefill tok/s", significant),
+    ("decode_tokens_per_s", "decode tok/s", significant),
+    ("peak_memory_bytes", "peak memory", gibibytes),
+    ("mbu", "MBU", percent),
+    ("mfu", "MFU", percent),
+)
+"""Metric, heading, format: the columns of every report."""
+
+UNREMARKABLE = {"tp": "none", "world_size": 1, "launcher": "local", "stack": "current", "task": "generate", "env": ""}
+"""Values of axes that go without saying."""
+
+SHORT = {"num_beams": "beams", "batch_size": "batch", "input_tokens": "in", "output_tokens": "out"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell: its launches together."""
+
+    axes: tuple[str, ...]
+    """Values of the axes that vary, in the order of `View.axes`."""
+    figures: tuple[str, ...]
+    """Formatted; empty when every launch failed."""
+    failure: str
+    """Why there are no figures, or that some launches failed; blank otherwise."""
+    notes: tuple[int, ...]
+    """Footnotes, by number."""
+
+
+@dataclass(frozen=True)
+class View:
+    """A report without its layout."""
+
+    common: tuple[tuple[str, str], ...]
+    """Axes that have one value in all rows, and the environment."""
+    axes: tuple[str, ...]
+    headings: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...]
+
+
+def view(outcomes: Sequence[Outcome]) -> View:
+    """The report of some outcomes: launches of a cell in one row, as the median over launches."""
+    cells: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        cells.setdefault(outcome.cell, []).append(outcome)
+    values: dict[str, list[Scalar]] = {
+        column.name: list(dict.fromkeys(group[0].axes[column.name] for group in cells.values())) for column in AXES
+    }
+    varying = [name for name in values if len(values[name]) > 1]
+    common = [
+        (SHORT.get(name, name), str(values[name][0]))
+        for name in values
+        if len(values[name]) == 1 and values[name][0] != UNREMARKABLE.get(name)
+    ]
+    if any(group for group in cells.values() if len(group) > 1):
+        common.append(("launches", str(max(len(group) for group in cells.values()))))
+    notes: list[str] = []
+    rows = [_row(group, varying, notes) for group in cells.values()]
+    return View(
+        common=(*common, *_environment(outcomes)),
+        axes=tuple(SHORT.get(name, name) for name in varying),
+        headings=tuple(heading for _, heading, _ in FIGURES),
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def _row(group: list[Outcome], varying: Sequence[str], notes: list[str]) -> Row:
+    records = [outcome for outcome in group if isinstance(outcome, Record)]
+    failures = [outcome for outcome in group if isinstance(outcome, Failure)]
+    texts = list(dict.fromkeys(note for record in records for note in _notes(record)))
+    for text in texts:
+        if text not in notes:
+            notes.append(text)
+    failure = ""
+    if failures and records:
+        failure = f"{len(failures)} of {len(group)} launches failed: {failures[-1].status}: {failures[-1].error}"
+    elif failures:
+        failure = f"{failures[-1].status}: {failures[-1].error}"
+    computed = [metrics.values(record) for record in records]
+    return Row(
+        axes=tuple(str(group[0].axes[name]) for name in varying),
+        figures=tuple(form(median(item[name] for item in computed)) for name, _, form in FIGURES) if records else (),
+        failure=failure,
+        notes=tuple(notes.index(text) + 1 for text in texts),
+    )
+
+
+def _notes(record: Record) -> list[str]:
+    """The record's warnings, and what the figures themselves say against them."""
+    found = list(record.warnings)
+    if record.approximation:
+        found.append(record.approximation)
+    for name, peak in (("mbu", "bandwidth"), ("mfu", "FLOP/s")):
+        value = metrics.values(record)[name]
+        if value > 1:
+            found.append(
+                f"{name.upper()} above 100 %: the work fits into a cache, or the {peak} probe was disturbed; "
+                f"`bench doctor --measure` repeats the probe"
+            )
+    return found
+
+
+def _environment(outcomes: Iterable[Outcome]) -> list[tuple[str, str]]:
+    shown = (("device_name", "on"), ("driver", "driver"), ("torch", "torch"), ("transformers", "transformers"))
+    prints = [outcome.fingerprint for outcome in outcomes]
+    found = []
+    for name, label in shown:
+        values = list(dict.fromkeys(str(item[name]) for item in prints if item.get(name)))
+        if values:
+            found.append((label, " and ".join(values)))
+    return found
+
+
+def print_table(outcomes: Sequence[Outcome]) -> None:
+    """The table, on standard output."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    if not outcomes:
+        return
+    shown = view(outcomes)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=max(console.width, 160))
+    console.print(Text(", ".join(f"{name} {value}" for name, value in shown.common), style="dim"))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in shown.axes:
+        table.add_column(name, no_wrap=True, justify="right" if name in SHORT.values() else "left")
+    for heading in shown.headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    if any(row.notes or row.failure for row in shown.rows):
+        table.add_column("", overflow="fold", max_width=40)
+    for row in shown.rows:
+        remarks = Text(" ".join(f"[{number}]" for number in row.notes), style="yellow")
+        if row.failure:
+            remarks = Text(row.failure.partition(":")[0], style="red") + Text(" ") + remarks
+        cells = [Text(text) for text in (*row.axes, *(row.figures or ("-",) * len(shown.headings)))]
+        table.add_row(*cells, remarks)
+    console.print(table)
+    for number, note in enumerate(shown.notes, 1):
+        console.print(Text(f"[{number}] {note}", style="yellow"))
+
+
+def markdown(outcomes: Sequence[Outcome]) -> str:
+    """report.md: what was measured where, the table, failures with their logs, footnotes, definitions."""
+    shown = view(outcomes)
+    lines = ["# Results", "", "| | |", "|---|---|"]
+    lines += [f"| {_md(name)} | {_md(value)} |" for name, value in shown.common]
+    headings = [*shown.axes, *shown.headings, "notes"]
+    rule = "|" + "---|" * len(shown.axes) + "---:|" * len(shown.headings) + "---|"
+    lines += ["", "| " + " | ".join(map(_md, headings)) + " |", rule]
+    for row in shown.rows:
+        notes = " ".join([row.failure, *(f"[{number}]" for number in row.notes)]).strip()
+        figures = row.figures or ("",) * len(shown.headings)
+        lines.append("| " + " | ".join(map(_md, (*row.axes, *figures, notes))) + " |")
+    lines += ["", *(f"[{number}] {note}  " for number, note in enumerate(shown.notes, 1))]
+    failures = {(item.error, item.log): item for item in outcomes if isinstance(item, Failure) and item.log_tail}
+    for failure in failures.values():
+        lines += ["", f"## {failure.status}: {failure.error}", "", f"`{failure.log}`", ""]
+        lines += ["```", *failure.log_tail[-10:], "```"]
+    lines += ["", "## What the figures mean", ""]
+    lines += [f"* **{heading}** (`{name}`): {metrics.METRICS[name].doc}" for name, heading, _ in FIGURES]
+    return "\n".join(lines) + "\n"
+
+
+def _md(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def print_plan(plan: Plan) -> None:
+    """The cells by job, with predicted memory and what would not be tried. Plain lines: a plan can be long."""
+    lines = []
+    by_id = {item.cell.id: item for item in plan.planned}
+    jobs = plan.jobs((cell, 1) for cell in plan.cells)
+    for number, job in enumerate(jobs, 1):
+        first = by_id[job.cells[0].id]
+        cell = first.cell
+        lines.append(
+            f"job {number}: {cell.model.name} ({cell.model.weights} weights, {gibibytes(first.weight_bytes)}) "
+            f"{cell.precision} {cell.engine} on {cell.device} ({gibibytes(first.device_bytes)})"
+            + "".join(f" {name}={value}" for name, value in cell.env)
+        )
+        for each in job.cells:
+            lines.append(_plan_line(by_id[each.id]))
+    unsupported = sum(item.unsupported is not None for item in plan.planned)
+    total = len(plan.planned)
+    launches = f" x {plan.launches} launches" if plan.launches > 1 else ""
+    skipped = f", {unsupported} of them unsupported" if unsupported else ""
+    lines.append(f"{total} cells{launches} in {len(jobs) * plan.launches} jobs{skipped}; into {Folder.of(plan).path}")
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
+def _plan_line(item: Planned) -> str:
+    work = item.cell.workload
+    decoding = "sample " if work.decoding == "sample" else ""
+    return (
+        f"  {item.cell.id}  {decoding}batch {work.batch_size:<3} beams {work.num_beams:<2} "
+        f"{f'{work.input_tokens}/{work.output_tokens}':>12}  KV {gibibytes(item.kv_bytes):>10}  "
+        f"in all {gibibytes(item.total_bytes):>10}" + (f"  unsupported: {item.unsupported}" if item.unsupported else "")
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """`bench report FOLDER...`: print the table and write report.md into the first folder."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: bench report FOLDER...\n\nShow one or more results folders as one table.")  # noqa: T201
+        return 0 if arguments else 2
+    if arguments[0].startswith("-"):
+        raise ConfigError(f"bench report has no option {arguments[0]}")
+    found = [outcome for folder in arguments for outcome in read_outcomes(Path(folder))]
+    print_table(found)
+    (Path(arguments[0]) / "report.md").write_text(markdown(found)) if len(arguments) == 1 else None
+    return 0

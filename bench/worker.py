@@ -1,0 +1,205 @@
+"""The measuring process: loads one model, measures its cells, appends each outcome to the journal.
+
+It imports the standard library, torch, transformers and the adapter's own library only, because it also runs under
+interpreters that have nothing else of what bench needs. Started through `start.py` with the path of a `job.json`.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import gc
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from . import fingerprint, peaks
+from .cell import Cell, Scalar
+from .devices.base import Device, devices
+from .engines.base import Engine, Loaded, engines
+from .errors import CellError, OutOfMemory, ResultsError, Unsupported
+from .journal import Journal, log_tail
+from .measure import Stopwatch, measure, suspicions
+from .precisions.base import precisions
+from .record import Failure, Record
+
+log = logging.getLogger(__name__)
+
+EXIT_JOURNAL = 74
+"""Exit status when the journal cannot be written (EX_IOERR of sysexits.h)."""
+EXIT_DEVICE = 75
+"""Exit status when the device is unusable for the rest of this process (EX_TEMPFAIL): a new worker goes on."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What `job.json` says."""
+
+    cells: tuple[Cell, ...]
+    launch: int
+    run: str
+    log: str
+    journal: Path
+
+    @classmethod
+    def read(cls, path: Path) -> Task:
+        """The task in a `job.json`."""
+        data = json.loads(path.read_text())
+        cells = tuple(Cell.from_json(cell) for cell in data["cells"])
+        return cls(cells, data["launch"], data["run"], data["log"], Path(data["journal"]))
+
+
+WATCH_STDIN = "BENCH_WATCH_STDIN"
+"""Set by the parent when standard input is a pipe that it keeps open for as long as it lives."""
+
+
+def main(argv: list[str]) -> int:
+    """Measure the job at path `argv[0]`. Every outcome, failures included, is in the journal when this returns 0."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks for the stacks before it kills
+    if os.environ.get(WATCH_STDIN):
+        threading.Thread(target=_die_with_parent, daemon=True).start()
+    try:
+        return _Worker(Task.read(Path(argv[0]))).run()
+    except ResultsError as error:
+        log.error("%s", error)
+        return EXIT_JOURNAL
+
+
+def _die_with_parent() -> None:
+    """End when standard input closes, so that a parent that was killed leaves no process behind."""
+    while os.read(0, 1):
+        pass
+    os._exit(1)
+
+
+class _Worker:
+    def __init__(self, task: Task) -> None:
+        first = task.cells[0]
+        self.task = task
+        self.journal = Journal(task.journal)
+        self.device: Device = devices.get(first.device.name)(**first.device.kwargs)
+        self.engine: Engine = self.device.simulates(engines.get(first.engine.name)(**first.engine.kwargs))
+        self.started = _now()
+
+    def run(self) -> int:
+        self._phase("importing")
+        try:
+            loaded, load_s = self._load()
+        except (Exception, SystemExit) as error:
+            failed = self._cell_error(error, while_loading=True)
+            for cell in self.task.cells:
+                self._fail(cell, failed, {})
+            return 0
+        environment = fingerprint.collect(self.device, loaded.revision)
+        for cell in self.task.cells:
+            self.started = _now()
+            self.journal.append({"kind": "start", "cell": cell.id, "launch": self.task.launch, "time": self.started})
+            try:
+                record = self._measure(loaded, cell, load_s, environment)
+            except (Exception, SystemExit) as error:
+                self._fail(cell, self._cell_error(error), environment)
+                if not self._recover():
+                    return EXIT_DEVICE
+            else:
+                self.journal.outcome(record)
+        return 0
+
+    def _load(self) -> tuple[Loaded, float]:
+        self.engine.imports()
+        reason = self.device.unavailable()
+        if reason:
+            raise Unsupported(reason)
+        self._phase("loading")
+        watch = Stopwatch()
+        loaded = self.engine.load(self.task.cells[0], self.device)
+        self.device.synchronize()
+        return loaded, watch.seconds()
+
+    def _measure(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Record:
+        precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
+        limits = peaks.peaks(self.device, precision.dtype, environment)
+        self.engine.begin(loaded, cell)
+        inputs, warnings = self.engine.prompts(loaded, cell)
+        samples = measure(self.engine, loaded, self.device, inputs, cell, self._phase)
+        return Record(
+            cell=cell.id,
+            launch=self.task.launch,
+            axes=cell.axes(),
+            run=self.task.run,
+            log=self.task.log,
+            started=self.started,
+            iterations=samples.iterations,
+            warmups=samples.warmups,
+            load_s=load_s,
+            hook_s=samples.hook_s,
+            peak_memory_bytes=samples.peak_memory_bytes,
+            peak_reserved_bytes=samples.peak_reserved_bytes,
+            compiled=self.engine.compiles(cell),
+            cost=loaded.cost,
+            peaks=limits,
+            seed=cell.seed,
+            approximation=cell.model.approximation if cell.model.weights == "random" else None,
+            fingerprint=environment,
+            warnings=(*loaded.warnings, *warnings, *suspicions(samples)),
+        )
+
+    def _fail(self, cell: Cell, error: CellError, environment: dict[str, Scalar]) -> None:
+        sys.stderr.flush()
+        self.journal.outcome(
+            Failure(
+                cell=cell.id,
+                launch=self.task.launch,
+                axes=cell.axes(),
+                run=self.task.run,
+                log=self.task.log,
+                started=self.started,
+                status=error.kind,
+                error=str(error),
+                log_tail=log_tail(self.task.journal.parent / self.task.log),
+                fingerprint=environment,
+            )
+        )
+
+    def _cell_error(self, error: BaseException, while_loading: bool = False) -> CellError:
+        """The error as one line of a known kind; the traceback goes to the log unless the kind explains itself."""
+        if isinstance(error, ResultsError):
+            raise error
+        if isinstance(error, CellError):
+            log.error("%s", error, exc_info=error.__cause__)
+            return error
+        log.error("unexpected", exc_info=error)
+        where = " while loading the model" if while_loading else ""
+        if self.device.out_of_memory(error):
+            return OutOfMemory(f"out of memory{where}: {_first_line(error)}")
+        if isinstance(error, SystemExit):
+            return CellError(f"a library called exit({error.code}){where}")
+        return CellError(f"{type(error).__name__}{where}: {_first_line(error)}")
+
+    def _recover(self) -> bool:
+        """Free what a failed cell held; False when the device itself no longer answers."""
+        gc.collect()
+        try:
+            self.device.synchronize()
+            self.device.release_memory()
+        except Exception:
+            log.exception("the device is unusable after the failure; a new process goes on")
+            return False
+        return True
+
+    def _phase(self, name: str) -> None:
+        self.journal.append({"kind": "phase", "phase": name}, sync=False)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
