@@ -44,7 +44,7 @@ def diagnose(results: list[Result], base: Side, cand: Side, matched: Match) -> l
 
 
 def summarise(launches: list[Record], metric: str) -> dict[str, Any]:
-    """Iterations by launch with: median and its 95 % interval in the last launch, SD within launches, lag-1 correlation."""
+    """Iterations by launch, with the last launch's median and its 95 % interval, and scatter within launches."""
     series = [[SERIES[metric](iteration) for iteration in record.iterations] for record in launches]
     logs = [np.log(np.array(values)) for values in series]
     last = sorted(series[-1])
@@ -82,6 +82,11 @@ def _records(side: Side) -> dict[tuple[str, int], Record]:
             if isinstance(outcome, Record):
                 found[key] = outcome
     return found
+
+
+def cell_records(side: Side, matched: Match) -> dict[tuple[str, ...], list[Record]]:
+    """Records of one side by cell key, in the order of launches; empty without a journal."""
+    return _by_cell(matched.base, _records(side), matched)
 
 
 def _by_cell(rows: Rows, records: dict[tuple[str, int], Record], matched: Match) -> dict[tuple[str, ...], list[Record]]:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
-from .columns import SHORT
+from .codes import FAILED, NOTHING, OK, PRECEDENCE, UNDECIDED
 from .model import STATUS, Comparison, Result
 from .settings import Settings
 from .thresholds import Thresholds, Waiver
 
-OK, FAILED, USAGE, UNDECIDED, NOTHING, INTERNAL = 0, 1, 2, 3, 4, 5
-PRECEDENCE = (INTERNAL, USAGE, FAILED, NOTHING, UNDECIDED, OK)
+ACCURACY_VERDICTS = ("accuracy-regressed", "accuracy-improved", "non-inferior")
 WORDS = {OK: "PASS", FAILED: "FAIL", UNDECIDED: "INCONCLUSIVE", NOTHING: "NOT COMPARABLE"}
 
 _FAILS_UNDER = {
@@ -21,8 +20,7 @@ _FAILS_UNDER = {
     "failed-new": "failed",
     "missing": "missing",
 }
-_COMPARED = ("regressed", "improved", "equivalent", "inconclusive", "suspect", "accuracy-regressed", "accuracy-improved",
-             "non-inferior")  # fmt: skip
+_COMPARED = ("regressed", "improved", "equivalent", "inconclusive", "suspect", *ACCURACY_VERDICTS)
 
 
 def worst(codes: list[int]) -> int:
@@ -126,8 +124,3 @@ def _failing(result: Result, settings: Settings) -> str:
     if word == "missing" and settings.missing != "fail":
         return ""
     return word
-
-
-def short(metric: str) -> str:
-    """The name people use: ttft for ttft_s."""
-    return next((name for name, full in SHORT.items() if full == metric and metric.startswith(name)), metric)

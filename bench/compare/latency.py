@@ -28,7 +28,7 @@ PERCENTILES = {"itl_p90_s": 0.90, "itl_p99_s": 0.99}
 
 
 @dataclass(frozen=True)
-class Side:
+class Launches:
     """Launch values of one metric and side, sorted by cell and time."""
 
     cell: Ints
@@ -49,7 +49,7 @@ def latency(
 ) -> list[Result]:
     """Results of one metric for every cell that has it on both sides, and is comparable."""
     column = REGISTRY[metric]
-    a, b = (_side(rows, metric, match.cells) for rows in (match.base, match.cand))
+    a, b = (launches_of(rows, metric, match.cells) for rows in (match.base, match.cand))
     n_a, n_b = a.sample.n, b.sample.n
     hard = np.array([bool(text) for text in match.hard])
     with np.errstate(invalid="ignore"):
@@ -79,12 +79,12 @@ def latency(
     return results.finish(hard)
 
 
-def _side(rows: Rows, metric: str, cells: int) -> Side:
-    """Raises ResultsError for a value that is no positive number, with file and line; blank is unknown."""
+def launches_of(rows: Rows, metric: str, cells: int) -> Launches:
+    """Launch values of a metric. Raises ResultsError for a value that is no positive number, with file and line; blank is unknown."""
     if metric not in rows.frame:
         nothing = np.zeros(0)
         empty = np.zeros(0, np.int64)
-        return Side(empty, nothing, nothing, empty, sample(empty, nothing, cells))
+        return Launches(empty, nothing, nothing, empty, sample(empty, nothing, cells))
     text = rows.frame[metric]
     value = pd.to_numeric(text, errors="coerce").to_numpy(float)
     given = rows.ok & (text != "").to_numpy(bool)
@@ -97,10 +97,10 @@ def _side(rows: Rows, metric: str, cells: int) -> Side:
     cell, value, started, block = rows.cell[given], value[given], rows.started[given], rows.block[given]
     order = np.lexsort((launch, started, cell))
     cell, value, started, block = cell[order], value[order], started[order], block[order]
-    return Side(cell, value, started, block, sample(cell, np.log(value), cells))
+    return Launches(cell, value, started, block, sample(cell, np.log(value), cells))
 
 
-def _blocks(a: Side, b: Side, cells: int) -> Sample:
+def _blocks(a: Launches, b: Launches, cells: int) -> Sample:
     """Differences of the mean logarithms of blocks that both sides have."""
     means = []
     for side in (a, b):
@@ -135,7 +135,7 @@ def _least_variance(match: Match, metric: str, value: Array) -> Array:
 class _Results:
     """Results under construction: one slot per cell, filled by the tier that applies."""
 
-    def __init__(self, match: Match, column: Column, gates: bool, a: Side, b: Side, margin: Margins) -> None:
+    def __init__(self, match: Match, column: Column, gates: bool, a: Launches, b: Launches, margin: Margins) -> None:
         self.match, self.column, self.gates, self.a, self.b, self.margin = match, column, gates, a, b, margin
         self.sign = 1 if column.better == "lower" else -1
         self.slots: dict[int, Result] = {}
@@ -257,13 +257,14 @@ class _Results:
         return [self.slots[cell] for cell in sorted(self.slots)]
 
 
-def _sequential(a: Side, b: Side, cells: int) -> NDArray[np.bool_]:
+def _sequential(a: Launches, b: Launches, cells: int) -> NDArray[np.bool_]:
     """Cells whose launches of one side all started before all of the other's; False when a time is unknown."""
     first, last = [], []
     for side in (a, b):
         low, high = np.full(cells, np.inf), np.full(cells, -np.inf)
-        np.minimum.at(low, side.cell, side.started)
-        np.maximum.at(high, side.cell, side.started)
+        with np.errstate(invalid="ignore"):  # an unknown time makes the whole cell unknown
+            np.minimum.at(low, side.cell, side.started)
+            np.maximum.at(high, side.cell, side.started)
         first.append(low)
         last.append(high)
     return (last[0] < first[1]) | (last[1] < first[0])

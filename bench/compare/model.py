@@ -24,7 +24,7 @@ class Result:
     key: dict[str, str]
     metric: str
     verdict: str
-    """regressed, improved, equivalent, inconclusive, suspect, noisy, not-comparable; accuracy-regressed,
+    """regressed, improved, equivalent, inconclusive, suspect, not-comparable; accuracy-regressed,
     accuracy-improved, non-inferior; failed-new, missing, new, fixed, both-failed, skipped."""
     tier: str = ""
     """T0: one launch per side. T1: launches. T1p: launches in blocks. T3: documents."""

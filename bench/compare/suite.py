@@ -45,7 +45,7 @@ def suites(results: list[Result], cells: int) -> list[Suite]:
 
 
 def _shift(d: np.ndarray[tuple[int], np.dtype[np.float64]]) -> float | None:
-    """The median ratio, when more than 70 % of the cells share its sign and it exceeds the robust spread of the rest."""
+    """The median ratio, if more than 70 % of the cells share its sign and it exceeds the robust spread."""
     if len(d) < SHIFT_CELLS:
         return None
     middle = float(np.median(d))
