@@ -80,7 +80,7 @@ def latency(
 
 
 def launches_of(rows: Rows, metric: str, cells: int) -> Launches:
-    """Launch values of a metric. Raises ResultsError for a value that is no positive number, with file and line; blank is unknown."""
+    """Launch values of a metric; blank is unknown. Raises ResultsError for what is no positive number, with its line."""
     if metric not in rows.frame:
         nothing = np.zeros(0)
         empty = np.zeros(0, np.int64)
