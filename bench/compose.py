@@ -52,10 +52,10 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
 
     _register()
     arguments = [rewritten for argument in arguments for rewritten in _rewrite(argument)]
-    arguments.sort(key=lambda argument: argument not in ("-m", "--multirun"))  # Hydra wants overrides in one piece
+    arguments.sort(key=lambda argument: argument in ("-m", "--multirun"))  # Hydra wants the overrides in one piece
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra insists on writing a multirun.yaml
-        sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
+        sys.argv = [program, f"hydra.sweep.dir={scratch}", *arguments]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
         usage = io.StringIO()
         try:
@@ -69,6 +69,8 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
             ]
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(error)) from error
+        except ValueError as error:  # flags that exclude each other
+            raise ConfigError(str(error)) from error
         except SystemExit as error:
             if error.code != 2:
                 raise

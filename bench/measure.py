@@ -53,7 +53,7 @@ def measure(
 
     def once(check_finite: bool = False) -> Iteration:
         engine.seed(cell.seed)
-        return _iteration(engine, loaded, device, inputs, work, check_finite)
+        return iteration(engine, loaded, device, inputs, work, check_finite)
 
     on_phase("warm-up")
     warmups = [once(check_finite=number == 0) for number in range(cell.warmup)]
@@ -67,8 +67,8 @@ def measure(
     return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device))
 
 
-def _iteration(
-    engine: Engine, loaded: Loaded, device: Device, inputs: Any, work: Generate, check_finite: bool
+def iteration(
+    engine: Engine, loaded: Loaded, device: Device, inputs: Any, work: Generate, check_finite: bool = False
 ) -> Iteration:
     marks: list[Mark] = []
     mark = device.mark

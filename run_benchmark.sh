@@ -1,0 +1,43 @@
+#!/usr/bin/env bash
+# First-token and per-token latency of one model on one device.
+#
+#   ./run_benchmark.sh                                  the built-in tiny model on the best device here
+#   model=meta-llama/Llama-2-7b-hf ./run_benchmark.sh   a model of configs/model, a hub id or a folder; a,b sweeps
+#   beam=1 bs=8 input=32 output=32 iter=5 warmup=2 dtype=float16 device=xpu ./run_benchmark.sh
+#   ./run_benchmark.sh weights=random lengths=[32/32,1024/128] -m precision=fp16,bf16     any override of `bench run`
+#
+# Defaults are those of the Intel GPU scripts: batch 1, 1024/128 tokens, beams 1 and 4, 10 iterations after 3 warm-ups.
+# The environment is made on first use: see setup_env.sh for TORCH, VENV and BENCH_PYTHON.
+set -euo pipefail
+
+# 1. The environment.
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+setup_env
+
+# 2. Variables become overrides. Several values, separated by commas, are swept.
+args=()
+sweep=()
+add() { # KEY VALUE: one value, or a sweep over several
+    [ -n "$2" ] || return 0
+    args+=("$1=$2")
+    [[ $2 != *,* ]] || sweep=(-m)
+}
+list() { # KEY VALUES: an inner axis, which takes a list
+    [ -n "$2" ] || return 0
+    args+=("$1=[${2// /,}]")
+}
+precision=${dtype:-}
+precision=${precision//bfloat16/bf16}
+precision=${precision//float16/fp16}
+precision=${precision//float32/fp32}
+add model "${model:-}"
+add precision "$precision"
+add device "${device:-}"
+list num_beams "${beam:-}"
+list batch_size "${bs:-}"
+[ -z "${input:-}${output:-}" ] || args+=("lengths=${input:-1024}/${output:-128}")
+[ -z "${iter:-}" ] || args+=("iterations=$iter")
+[ -z "${warmup:-}" ] || args+=("warmup=$warmup")
+
+# 3. Run. What is given on the command line comes last and wins.
+exec "$python" -m bench run "${sweep[@]}" "${args[@]}" "$@"

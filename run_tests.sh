@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Everything that CI runs: lint, types, tests. No GPU and no network but the package index are needed.
+#
+#   ./run_tests.sh                    all of it
+#   ./run_tests.sh tests/test_plan.py -k memory     the same, with other arguments for pytest
+set -euo pipefail
+
+# 1. The environment, with the tools for development.
+source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
+EXTRAS=${EXTRAS:-dev}
+setup_env
+cd "$root"
+
+# 2. Lint and types.
+"$python" -m ruff check .
+"$python" -m ruff format --check .
+"$python" -m mypy
+
+# 3. Tests.
+exec "$python" -m pytest "$@"
