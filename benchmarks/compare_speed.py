@@ -51,7 +51,12 @@ def main() -> None:
         for seed, path in enumerate(paths):
             table(rows, launches, seed).to_csv(path, index=False)
         print(f"{rows} rows against {rows}, {launches} launches, {paths[0].stat().st_size / 1e6:.1f} MB each")
-        for flags in ([], ["--metrics", "all"], ["--out", f"html={folder}/report.html"], ["--out", f"json={folder}/r.json"]):
+        for flags in (
+            [],
+            ["--metrics", "all"],
+            ["--out", f"html={folder}/report.html"],
+            ["--out", f"json={folder}/r.json"],
+        ):
             seconds = []
             for _ in range(REPEATS):
                 start = time.perf_counter()

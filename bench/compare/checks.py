@@ -59,4 +59,5 @@ def spread_disagrees(var_a: Array, n_a: Array, var_b: Array, n_b: Array, level: 
         f = var_b / var_a
         above = special.fdtrc(n_b - 1, n_a - 1, f)
     both = np.isfinite(f) & (f > 0) & (n_a > 1) & (n_b > 1)
-    return both & (np.minimum(above, 1 - above) < level / 2)
+    disagrees: NDArray[np.bool_] = both & (np.minimum(above, 1 - above) < level / 2)
+    return disagrees

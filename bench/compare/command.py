@@ -99,7 +99,7 @@ def write(path: Path, text: str) -> None:
 
 def _confirm_list(comparisons: list[Comparison]) -> str:
     """The cells to measure again, as one line of overrides of `bench run` each."""
-    lines = {}
+    lines: dict[str, None] = {}
     for comparison in comparisons:
         for result in comparison.results:
             flagged = result.verdict in ("regressed", "suspect") or undecided(result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import numpy as np
 from ..journal import NAME as JOURNAL
 from ..journal import Journal
 from ..metrics import percentile, tpot, ttft
-from ..record import Record
+from ..record import Iteration, Record
 from .kernels import Array, order_interval
 from .match import Match
 from .model import Result
 from .read import Side
 from .rows import Rows
 
-SERIES = {"ttft_s": ttft, "tpot_s": tpot, "e2e_s": lambda iteration: iteration.e2e_s}
+SERIES: dict[str, Callable[[Iteration], float]] = {"ttft_s": ttft, "tpot_s": tpot, "e2e_s": lambda item: item.e2e_s}
 """Metrics with one value per iteration."""
 WARM = 1.10
 """A first iteration this much slower than the median of the rest was warm-up."""
@@ -29,7 +30,7 @@ def diagnose(results: list[Result], base: Side, cand: Side, matched: Match) -> l
     journals = [_records(side) for side in (base, cand)]
     if not wanted or not any(journals):
         return []
-    cells = {tuple(result.key.values()): [] for result in wanted}  # type: ignore[var-annotated]
+    cells: dict[tuple[str, ...], list[Result]] = {tuple(result.key.values()): [] for result in wanted}
     for result in wanted:
         cells[tuple(result.key.values())].append(result)
     slow = set()

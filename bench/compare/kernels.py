@@ -17,13 +17,15 @@ def t_quantile(probability: float, df: Array | float) -> Array:
     """Quantile of Student's t; `df` may be infinite."""
     df = np.asarray(df, float)
     finite = np.where(np.isfinite(df), df, 1.0)
-    return np.where(np.isfinite(df), special.stdtrit(finite, probability), special.ndtri(probability))
+    quantile: Array = np.where(np.isfinite(df), special.stdtrit(finite, probability), special.ndtri(probability))
+    return quantile
 
 
 def t_survival(t: Array, df: Array) -> Array:
     """P(T > t) of Student's t; `df` may be infinite. NaN in, NaN out."""
     finite = np.where(np.isfinite(df), df, 1.0)
-    return np.where(np.isfinite(df), special.stdtr(finite, -t), special.ndtr(-t))
+    survival: Array = np.where(np.isfinite(df), special.stdtr(finite, -t), special.ndtr(-t))
+    return survival
 
 
 @dataclass(frozen=True)

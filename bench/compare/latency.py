@@ -80,7 +80,7 @@ def latency(
 
 
 def launches_of(rows: Rows, metric: str, cells: int) -> Launches:
-    """Launch values of a metric; blank is unknown. Raises ResultsError for what is no positive number, with its line."""
+    """Launch values of a metric; blank is unknown. Raises ResultsError for what is no positive number, with the line."""
     if metric not in rows.frame:
         nothing = np.zeros(0)
         empty = np.zeros(0, np.int64)
@@ -113,7 +113,7 @@ def _blocks(a: Launches, b: Launches, cells: int) -> Sample:
     if not len(means[0]) or not len(means[1]):
         return sample(np.zeros(0, np.int64), np.zeros(0), cells)
     difference = (means[1] - means[0]).dropna()
-    return sample(difference.index.get_level_values(0).to_numpy(np.int64), difference.to_numpy(float), cells)
+    return sample(difference.index.get_level_values(0).to_numpy(np.int64), np.asarray(difference, float), cells)
 
 
 def _least_variance(match: Match, metric: str, value: Array) -> Array:
@@ -129,7 +129,8 @@ def _least_variance(match: Match, metric: str, value: Array) -> Array:
     if not texts or any("e" in text for text in texts):
         return least
     quantum = 10.0 ** -max(len(text.partition(".")[2]) for text in texts)
-    return np.fmax(least, (quantum / value) ** 2 / 12)
+    widened: Array = np.fmax(least, (quantum / value) ** 2 / 12)
+    return widened
 
 
 class _Results:

@@ -56,9 +56,7 @@ def match(base: Side, cand: Side, settings: Settings) -> Match:
         _refuse_duplicates(rows, side, values)
         _refuse_unknown(rows, side, roles.unknown, len(first))
     labels = _labels(values, range(len(first)))
-    hard, environment = [""] * len(first), []
-    if settings.env_policy != "ignore":
-        hard, environment = differences_of(sides, roles, settings, len(first))
+    hard, environment = differences_of(sides, roles, settings, len(first))
     return Match(values, labels, *sides, hard, environment, warnings)
 
 
@@ -119,6 +117,10 @@ def _labels(keys: dict[str, list[str]], wanted: Iterable[int]) -> list[str]:
     parts = []
     for name in chosen or list(keys)[:1]:
         if name in ("input_tokens", "output_tokens") and "input_tokens" in keys and "output_tokens" in keys:
+            continue
+        if name == "decoding" and "num_beams" in keys:
+            # greedy and beam follow from the number of beams; only sampling says something new.
+            parts.append(["sample" if value == "sample" else "" for value in keys[name]])
             continue
         prefix = {"batch_size": "bs", "num_beams": "beams", "world_size": "x"}.get(name, "")
         parts.append([f"{prefix}{value}" if value else "" for value in keys[name]])

@@ -63,7 +63,7 @@ def forest(results: Sequence[Result], name: str) -> str:
 def scatter(results: Sequence[Result], kind: str, name: str) -> str:
     """Base against candidate on log axes: the diagonal is no change, the dashed lines are the margin."""
     rows = [result for result in results if result.base and result.cand]
-    size, pad = 460, 54
+    size, pad = 400, 62
     values = [v for r in rows for v in (r.base, r.cand) if v]
     low, high = math.log(min(values)) - 0.15, math.log(max(values)) + 0.15
     scale = (size - pad - 10) / (high - low)
@@ -78,7 +78,7 @@ def scatter(results: Sequence[Result], kind: str, name: str) -> str:
     for tick in _decades(math.exp(low), math.exp(high)):
         parts.append(_line(x(tick), 10, x(tick), size - pad + 10, "grid"))
         parts.append(_line(pad, y(tick), size - 10, y(tick), "grid"))
-        label = text.value(tick, kind)
+        label = _short(tick, kind)
         parts.append(_text(x(tick), size - pad + 28, label, "soft tiny", "middle"))
         parts.append(_text(pad - 8, y(tick) + 4, label, "soft tiny", "end"))
     start, end = math.exp(low), math.exp(high)
@@ -95,9 +95,7 @@ def scatter(results: Sequence[Result], kind: str, name: str) -> str:
             f"{title}</circle>"
         )
     parts.append(_text((pad + size) / 2, size - 6, "base", "soft", "middle"))
-    parts.append(
-        f'<text class="soft" text-anchor="middle" transform="translate(12 {size / 2 - 20:.0f}) rotate(-90)">candidate</text>'
-    )
+    parts.append(_upward(size, "candidate"))
     return _svg(size, size, parts, f"Base against candidate, {name}")
 
 
@@ -149,7 +147,7 @@ def pareto(ttft: dict[str, Result], tpot: dict[str, Result]) -> str:
     ]
     if not cells:
         return ""
-    size, pad = 460, 54
+    size, pad = 400, 62
     spans = []
     for axis in (0, 1):
         values = [math.log(point[axis] or 1) for _, pair in cells for point in pair]
@@ -166,10 +164,10 @@ def pareto(ttft: dict[str, Result], tpot: dict[str, Result]) -> str:
     parts = []
     for tick in _decades(*map(math.exp, spans[0])):
         parts.append(_line(x(tick), 10, x(tick), size - pad + 10, "grid"))
-        parts.append(_text(x(tick), size - pad + 28, text.value(tick, "duration"), "soft tiny", "middle"))
+        parts.append(_text(x(tick), size - pad + 28, _short(tick, "duration"), "soft tiny", "middle"))
     for tick in _decades(*map(math.exp, spans[1])):
         parts.append(_line(pad, y(tick), size - 10, y(tick), "grid"))
-        parts.append(_text(pad - 8, y(tick) + 4, text.value(tick, "duration"), "soft tiny", "end"))
+        parts.append(_text(pad - 8, y(tick) + 4, _short(tick, "duration"), "soft tiny", "end"))
     for name, (a, b) in cells:
         title = f"<title>{escape(name)}</title>"
         parts.append(
@@ -178,9 +176,7 @@ def pareto(ttft: dict[str, Result], tpot: dict[str, Result]) -> str:
             f'<circle class="c dot" cx="{x(b[0]):.1f}" cy="{y(b[1]):.1f}" r="3.4"/></g>'
         )
     parts.append(_text((pad + size) / 2, size - 6, "TTFT", "soft", "middle"))
-    parts.append(
-        f'<text class="soft" text-anchor="middle" transform="translate(12 {size / 2 - 20:.0f}) rotate(-90)">TPOT</text>'
-    )
+    parts.append(_upward(size, "TPOT"))
     return _svg(size, size, parts, "TTFT against TPOT")
 
 
@@ -205,9 +201,15 @@ def _decades(low: float, high: float) -> list[float]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for leads in ((1, 2, 5), (1,)):
         ticks = [lead * 10.0**power for power in powers for lead in leads if low <= lead * 10.0**power <= high]
-        if len(ticks) <= 7:
+        if len(ticks) <= 5:
             return ticks
-    return ticks[:: -(-len(ticks) // 7)]
+    return ticks[:: -(-len(ticks) // 5)]
+
+
+def _short(value: float, kind: str) -> str:
+    """A round figure without trailing zeros."""
+    number, _, unit = text.value(value, kind).partition(" ")
+    return f"{float(number):g} {unit}".strip()
 
 
 def _clip(words: str, most: int) -> str:
@@ -220,6 +222,11 @@ def _line(x1: float, y1: float, x2: float, y2: float, style: str) -> str:
 
 def _text(x: float, y: float, words: str, style: str, anchor: str) -> str:
     return f'<text class="{style}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(words)}</text>'
+
+
+def _upward(size: float, words: str) -> str:
+    place = f"translate(8 {size / 2 - 20:.0f}) rotate(-90)"
+    return f'<text class="soft" text-anchor="middle" transform="{place}">{escape(words)}</text>'
 
 
 def _svg(width: float, height: float, parts: list[str], name: str) -> str:

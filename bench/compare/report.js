@@ -50,7 +50,8 @@ for (const section of document.querySelectorAll("[data-heat]")) {
       for (const column of columns) {
         const found = cells.filter((cell) => cell[2][i] === column && cell[2][j] === line);
         const mean = found.reduce((sum, cell) => sum + cell[1], 0) / found.length;
-        const box = add(row, "td", found.length ? `${mean >= 0 ? "+" : "−"}${(100 * Math.abs(Math.expm1(mean))).toFixed(1)}` : "");
+        const size = (100 * Math.abs(Math.expm1(mean))).toFixed(1), sign = size === "0.0" ? "" : mean > 0 ? "+" : "−";
+        const box = add(row, "td", found.length ? sign + size : "");
         if (!found.length) continue;
         const strength = Math.min(1, Math.sqrt(Math.abs(mean) / limit));
         box.style.background = `color-mix(in srgb, var(${mean > 0 ? "--worse" : "--better"}) ${(75 * strength).toFixed(0)}%, var(--band))`;

@@ -44,7 +44,7 @@ def make_rows(frame: pd.DataFrame, cell: Ints) -> Rows:
     block = (
         pd.to_numeric(frame["block"], errors="coerce") if "block" in frame else pd.Series(np.full(len(frame), np.nan))
     )
-    return Rows(frame, cell, status == "ok", started.to_numpy(float), block.fillna(-1).to_numpy(np.int64))
+    return Rows(frame, cell, status == "ok", np.asarray(started, float), block.fillna(-1).to_numpy(np.int64))
 
 
 def code(frames: tuple[pd.DataFrame, pd.DataFrame], name: str) -> tuple[Ints, list[str]]:

@@ -82,6 +82,6 @@ def words(found: dict[str, Any]) -> str:
     """The rates in a sentence."""
     tests, flagged, slower = found["tests"], found["flagged"], found["slower_at_zero_margin"]
     return (
-        f"A/A: {flagged} of {tests} flagged at the margin ({100 * flagged / tests:.2f} %) over {found['splits']} splits; "
+        f"A/A: {flagged} of {tests} flagged at the margin ({100 * flagged / tests:.2f} %), {found['splits']} splits; "
         f"at margin 0 {slower} called slower ({100 * slower / tests:.1f} %, nominal {100 * found['alpha']:.0f} %)"
     )

@@ -65,12 +65,18 @@ def marginals(results: list[Result]) -> list[str]:
     if len(flagged) < 3:
         return []
     found = []
-    for column in next(iter(everyone.values())):
+    seen: set[frozenset[str]] = set()
+    # Decoding follows from the number of beams: the number says more, so it is asked first.
+    for column in sorted(next(iter(everyone.values())), key=lambda name: name == "decoding"):
         among = Counter(key.get(column, "") for key in flagged.values())
         value, count = among.most_common(1)[0]
         total = sum(key.get(column, "") == value for key in everyone.values())
         share, usual = count / len(flagged), total / len(everyone)
-        if share >= 0.8 and share >= 1.5 * usual:
+        owners = frozenset(label for label, key in everyone.items() if key.get(column, "") == value)
+        if share >= 0.8 and share >= 1.5 * usual and owners not in seen:
+            seen.add(
+                owners
+            )  # a column that says the same as one before, such as decoding after num_beams, adds nothing
             found.append((share / usual, column, value, count, total))
     found.sort(reverse=True)
     sentences = [

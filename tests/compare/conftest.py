@@ -10,11 +10,18 @@ import pandas as pd
 import pytest
 
 KEY = {
-    "model": "llama3-8b", "weights": "real", "engine": "eager", "precision": "bf16", "decoding": "greedy", "num_beams": 1,
-    "batch_size": 1, "input_tokens": 1024, "output_tokens": 128, "device": "xpu", "launcher": "local", "tp": "none",
+    "model": "llama3-8b", "weights": "real", "engine": "eager", "precision": "bf16", "decoding": "greedy",
+    "num_beams": 1, "batch_size": 1, "input_tokens": 1024, "output_tokens": 128, "device": "xpu", "launcher": "local", "tp": "none",
     "world_size": 1, "stack": "current", "task": "generate", "env": "",
 }  # fmt: skip
-ENVIRONMENT = {"schema": 1, "clock": "event", "device_name": "Arc B580", "device_count": 1, "torch": "2.8.0", "driver": "25.18"}
+ENVIRONMENT = {
+    "schema": 1,
+    "clock": "event",
+    "device_name": "Arc B580",
+    "device_count": 1,
+    "torch": "2.8.0",
+    "driver": "25.18",
+}
 
 
 def rows(
@@ -26,7 +33,9 @@ def rows(
     for values in itertools.product(*axes.values()):
         for number, metrics in enumerate(launches, 1):
             axis = dict(zip(axes, values, strict=True))
-            found.append({**KEY, **axis, "launch": number, "status": "ok", "run": run, **metrics, **ENVIRONMENT, **fixed})
+            found.append(
+                {**KEY, **axis, "launch": number, "status": "ok", "run": run, **metrics, **ENVIRONMENT, **fixed}
+            )
     return pd.DataFrame(found)
 
 
