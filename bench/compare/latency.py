@@ -80,7 +80,7 @@ def latency(
 
 
 def launches_of(rows: Rows, metric: str, cells: int) -> Launches:
-    """Launch values of a metric; blank is unknown. Raises ResultsError for what is no positive number, with the line."""
+    """Launch values of a metric; blank is unknown. Raises ResultsError for what is no positive number."""
     if metric not in rows.frame:
         nothing = np.zeros(0)
         empty = np.zeros(0, np.int64)

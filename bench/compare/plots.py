@@ -171,7 +171,7 @@ def pareto(ttft: dict[str, Result], tpot: dict[str, Result]) -> str:
     for name, (a, b) in cells:
         title = f"<title>{escape(name)}</title>"
         parts.append(
-            f'<g>{title}<line class="path c" x1="{x(a[0]):.1f}" y1="{y(a[1]):.1f}" x2="{x(b[0]):.1f}" y2="{y(b[1]):.1f}"/>'
+            f"<g>{title}{_line(x(a[0]), y(a[1]), x(b[0]), y(b[1]), 'path c')}"
             f'<circle class="b dot" cx="{x(a[0]):.1f}" cy="{y(a[1]):.1f}" r="3.4"/>'
             f'<circle class="c dot" cx="{x(b[0]):.1f}" cy="{y(b[1]):.1f}" r="3.4"/></g>'
         )

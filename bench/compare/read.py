@@ -13,8 +13,8 @@ import pandas as pd
 from ..errors import ResultsError
 from ..journal import NAME as JOURNAL
 from ..journal import Journal
-from ..metrics import METRICS, values
-from ..record import Record
+from ..metrics import METRICS
+from ..table import row
 from .columns import ALIASES, REGISTRY
 from .readers import readers
 
@@ -137,16 +137,7 @@ def _table(path: Path) -> pd.DataFrame:
 
 
 def _journal(path: Path) -> pd.DataFrame:
-    rows: list[dict[str, object]] = []
-    for outcome in Journal(path).outcomes().values():
-        row: dict[str, object] = {**outcome.axes, "launch": outcome.launch, "status": outcome.status}
-        row |= {"error": outcome.error, "cell": outcome.cell, "run": outcome.run, "started": outcome.started}
-        row |= {"log": outcome.log, "schema": outcome.schema}
-        if isinstance(outcome, Record):
-            row |= {name: value for name, value in values(outcome).items() if value == value}
-            row |= {"iterations": len(outcome.iterations), "output_hash": outcome.iterations[-1].output_hash}
-        rows.append({**row, **outcome.fingerprint})
-    frame = _text(pd.DataFrame(rows))
+    frame = _text(pd.DataFrame([row(outcome) for outcome in Journal(path).outcomes().values()], dtype=object))
     frame[LINE] = ""
     return frame
 

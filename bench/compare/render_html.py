@@ -19,7 +19,7 @@ _BAD = {
     "failed-new": "newly failed",
     "missing": "missing",
 }
-_LEGEND = '<span class="key b"></span>base<span class="key c"></span>candidate'
+_LEGEND = '<span class="who"><i class="b"></i>base</span><span class="who"><i class="c"></i>candidate</span>'
 
 
 def render(report: Report) -> str:
@@ -97,7 +97,8 @@ def _cells(results: list[Result]) -> str:
     heads = ("cell", "metric", "base", "candidate", "change", "interval", "launches", "verdict")
     controls = (
         '<div class="controls"><input type="search" placeholder="filter: llama int4 bs8" aria-label="filter">'
-        f"{_select('metric', [('', 'all'), *metrics])}{_select('verdict', [('', 'all'), *verdicts])}<output></output></div>"
+        f"{_select('metric', [('', 'all'), *metrics])}{_select('verdict', [('', 'all'), *verdicts])}"
+        "<output></output></div>"
     )
     table = _table(heads, [_row(result) for result in results], sort=True)
     return _section("Cells", f'{controls}<div class="scroll">{table}</div>', attributes=" data-results")
@@ -215,7 +216,8 @@ def _flips(results: list[Result]) -> str:
         ]
         table = _table(("", "document", "target", "base", "candidate"), rows)
         parts.append(
-            f'<h3>{escape(result.label)}</h3><p class="soft small">{escape(summary)}</p><div class="scroll">{table}</div>'
+            f'<h3>{escape(result.label)}</h3><p class="soft small">{escape(summary)}</p>'
+            f'<div class="scroll">{table}</div>'
         )
     return _section("Flipped documents", "".join(parts)) if parts else ""
 

@@ -11,8 +11,8 @@ import pytest
 
 KEY = {
     "model": "llama3-8b", "weights": "real", "engine": "eager", "precision": "bf16", "decoding": "greedy",
-    "num_beams": 1, "batch_size": 1, "input_tokens": 1024, "output_tokens": 128, "device": "xpu", "launcher": "local", "tp": "none",
-    "world_size": 1, "stack": "current", "task": "generate", "env": "",
+    "num_beams": 1, "batch_size": 1, "input_tokens": 1024, "output_tokens": 128, "device": "xpu",
+    "launcher": "local", "tp": "none", "world_size": 1, "stack": "current", "task": "generate", "env": "",
 }  # fmt: skip
 ENVIRONMENT = {
     "schema": 1,
