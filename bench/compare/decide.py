@@ -128,7 +128,6 @@ def single(d: Array, margin: Array, sign: int, half: Array, gate: bool) -> tuple
         verdict = np.select([beyond, below, inside], ["regressed", "improved", "equivalent"], "inconclusive")
     else:
         verdict = np.where(beyond | below, "suspect", "inconclusive")
-    lean = np.where(
-        np.isin(verdict, ("suspect", "inconclusive")), np.select([w > reach, w < -reach], ["worse", "better"], ""), ""
-    )
-    return verdict, lean
+    open_ = np.isin(verdict, ("suspect", "inconclusive"))
+    some = np.maximum(reach, 1e-9)  # a change of units leaves the last digits different
+    return verdict, np.select([open_ & (w > some), open_ & (w < -some)], ["worse", "better"], "")

@@ -136,7 +136,7 @@ def tango(lost: int, gained: int, n: int, z: float) -> tuple[float, float]:
         # The statistic falls from +inf to -inf and is 0 at the estimate, where its variance may vanish.
         inner, outer = (gained - lost) / n - side * 1e-12, -side * (1 - 1e-12)
         if abs(inner) >= abs(outer) and inner * outer > 0:
-            return outer
+            return float(-side)
         return float(brentq(lambda d: max(min(statistic(d), 1e9), -1e9) - side * z, inner, outer, xtol=1e-14))
 
     return bound(+1), bound(-1)
