@@ -20,7 +20,10 @@ ACCURACY = (
 )
 """Accuracy is decided in `accuracy.py`, never as a ratio of launches."""
 
-EXTRA = (Column("samples", "info", "per-document file of an accuracy cell, relative to the CSV"),)
+EXTRA = (
+    Column("samples", "info", "per-document file of an accuracy cell, relative to the CSV"),
+    Column("resolution_s", "info", "step to which another tool rounded TTFT and TPOT", "duration", "s"),
+)
 
 REGISTRY: dict[str, Column] = {
     column.name: column

@@ -117,20 +117,15 @@ def _blocks(a: Launches, b: Launches, cells: int) -> Sample:
 
 
 def _least_variance(match: Match, metric: str, value: Array) -> Array:
-    """0.1 % of the value, or the rounding of another tool's output: quantum / sqrt(12) of the value."""
+    """0.1 % of the value, or the rounding of another tool's output: resolution / sqrt(12) of the value."""
     least = np.full(match.cells, VARIANCE_FLOOR)
-    texts = [
-        text
-        for rows in (match.base, match.cand)
-        if metric in rows.frame and "schema" in rows.frame and not rows.frame["schema"].str.fullmatch(r"\d*").all()
-        for text in rows.frame[metric]
-        if text
-    ]
-    if not texts or any("e" in text for text in texts):
-        return least
-    quantum = 10.0 ** -max(len(text.partition(".")[2]) for text in texts)
-    widened: Array = np.fmax(least, (quantum / value) ** 2 / 12)
-    return widened
+    for rows in (match.base, match.cand):
+        if "resolution_s" in rows.frame and REGISTRY[metric].kind == "duration":
+            step = np.zeros(match.cells)
+            given = pd.to_numeric(rows.frame["resolution_s"], errors="coerce").to_numpy(float)
+            np.fmax.at(step, rows.cell, given)
+            least = np.fmax(least, (step / value) ** 2 / 12)
+    return least
 
 
 class _Results:

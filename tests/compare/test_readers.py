@@ -83,6 +83,7 @@ def test_ipex_deepspeed_log_takes_the_slowest_rank_and_every_length(tmp_path):
 def test_ipex_weight_only_log(tmp_path):
     (row,) = read(write(tmp_path / "log", WOQ)).to_dict("records")
     assert (row["precision"], row["decoding"], row["engine"]) == ("woq_int4", "greedy", "ipex")
+    assert float(row["resolution_s"]) == 1e-5
     assert (float(row["e2e_s"]), float(row["ttft_s"]), float(row["tpot_s"])) == (1.901, 0.291234, 0.012345)
 
 
@@ -132,7 +133,6 @@ def test_rounding_of_a_legacy_csv_widens_its_variance(tmp_path):
             text = IPEX_LLM.splitlines()[0] + f"\n0,m,10.0{launch},1.00,0,32-32,1,32-32,1,int4,,1,1,,\n"
             write(tmp_path / name / f"{name}{launch}.csv", text)
         sides.append(read_side([str(tmp_path / name / "*.csv")]))
-    # The copies have the same content and so the same run: give the second side its own.
     (tpot,) = [r for r in compare(*sides, Settings()).results if r.metric == "tpot_s"]
     assert tpot.se == pytest.approx(0.01 / 12**0.5 * (2 / 3) ** 0.5)
 

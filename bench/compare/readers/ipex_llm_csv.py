@@ -44,6 +44,7 @@ def _row(line: dict[str, str], path: Path, number: int) -> Row:
             "ttft_s": float(f"{float(line[_FIRST]) * 1e-3:.12g}"),
             "tpot_s": float(f"{float(line[_REST]) * 1e-3:.12g}"),
             "schema": SCHEMA,
+            "resolution_s": 1e-5,
         }
         for name, column, factor in (
             ("load_s", "model loading time (s)", 1.0),

@@ -23,6 +23,7 @@ _METRICS = {
     "itl_p90_s": re.compile(rf"P90 2\.\.\. latency: {_VALUE}"),
     "itl_p99_s": re.compile(rf"P99 2\.\.\. latency: {_VALUE}"),
 }
+_SECONDS = {"sec": 1.0, "ms": 1e-3}
 _STARTING = re.compile(r"\*\*\* Starting to generate (\d+) tokens for (\S+) tokens with num_beams=(\d+)")
 _NAMESPACE = re.compile(r"Namespace\((model_id=.*)\)")
 _FOLDER = re.compile(r"^beam(\d+)_bs(\d+)_input(\d+)_out(\d+)(?:_ranknum(\d+))?$")
@@ -60,14 +61,17 @@ def read(path: Path) -> list[Row]:
 
 def _outcome(text: str) -> Row:
     row: Row = {}
+    steps: list[float] = []
     for name, pattern in _METRICS.items():
         found = pattern.findall(text)
         if found:
-            row[name] = max(float(f"{float(value) * (1e-3 if unit == 'ms' else 1.0):.12g}") for value, unit in found)
+            if name in ("ttft_s", "tpot_s"):
+                steps += [10.0 ** -len(value.partition(".")[2]) * _SECONDS[unit] for value, unit in found]
+            row[name] = max(float(f"{float(value) * _SECONDS[unit]:.12g}") for value, unit in found)
     if not row:
         last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "empty log")
         return {"status": "oom" if _OOM.search(text) else "error", "error": last[:200]}
-    return {"status": "ok", **row}
+    return {"status": "ok", **row, **({"resolution_s": max(steps)} if steps else {})}
 
 
 def _key(text: str, path: Path) -> Row:
