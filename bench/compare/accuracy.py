@@ -38,7 +38,9 @@ def accuracy(match: Match, settings: Settings) -> list[Result]:
                 kind="proportion" if metric == "acc" else "count",
                 better="higher" if metric == "acc" else "lower",
                 base_ok=1,
+                base_n=1,
                 cand_ok=1,
+                cand_n=1,
             )
             if match.hard[cell]:
                 result.verdict, result.reason = "not-comparable", match.hard[cell]

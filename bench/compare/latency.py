@@ -138,6 +138,7 @@ class _Results:
         self.log_margin = np.log1p(margin.delta)
         self.sequential = _sequential(a, b, match.cells)
         self.too_few = _too_few_samples(match, column.name)
+        self.rows = [np.bincount(rows.cell, minlength=match.cells) for rows in (match.base, match.cand)]
 
     def new(self, cell: int, verdict: str, tier: str) -> Result:
         """The result of a cell with what does not depend on the tier."""
@@ -157,6 +158,8 @@ class _Results:
             cand=float(np.exp(b.mean[cell])) if b.n[cell] else None,
             base_ok=int(a.n[cell]),
             cand_ok=int(b.n[cell]),
+            base_n=int(self.rows[0][cell]),
+            cand_n=int(self.rows[1][cell]),
             margin=float(self.margin.delta[cell]),
             margin_source=self.margin.source[cell],
             sequential=bool(self.sequential[cell]) and tier != "T1p",

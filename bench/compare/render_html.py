@@ -94,7 +94,7 @@ def _cells(results: list[Result]) -> str:
     metrics = [(name, text.metric(name)) for name in dict.fromkeys(result.metric for result in results)]
     present = {result.verdict for result in results}
     verdicts = [(name, name) for name in text.SEVERITY if name in present]
-    heads = ("cell", "metric", "base", "candidate", "change", "interval", "launches", "verdict")
+    heads = ("cell", "metric", "base", "candidate", "change", "interval", "launches", "tier", "verdict")
     controls = (
         '<div class="controls"><input type="search" placeholder="filter: llama int4 bs8" aria-label="filter">'
         f"{_select('metric', [('', 'all'), *metrics])}{_select('verdict', [('', 'all'), *verdicts])}"
@@ -114,7 +114,7 @@ def _row(result: Result) -> str:
         f'<tr data-metric="{escape(result.metric)}" data-verdict="{escape(result.verdict)}"{title}>'
         f"<td>{escape(line.cell)}</td><td>{escape(line.metric)}</td>"
         f"{_figure(line.base, result.base)}{_figure(line.cand, result.cand)}{_figure(line.change, change)}"
-        f"<td>{escape(line.interval)}</td><td>{result.base_ok}/{result.cand_ok}</td>"
+        f"<td>{escape(line.interval)}</td><td>{text.launches(result)}</td><td>{line.tier}</td>"
         f'<td><span class="v {escape(result.verdict)}">{escape(name)}</span>{detail}</td></tr>'
     )
 

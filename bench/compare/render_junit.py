@@ -17,7 +17,7 @@ FAILURES = {
 }
 ERRORS = {"oom": "OOM", "timeout": "Timeout"}
 """`<error type>` by failure kind; every other kind is a Crash."""
-SKIPPED = ("inconclusive", "suspect", "not-comparable", "skipped", "both-failed", "new")
+SKIPPED = ("inconclusive", "suspect", "not-comparable", "skipped", "both-failed")
 
 
 def render(report: Report) -> str:
@@ -65,7 +65,7 @@ def _case(suite: ET.Element, classname: str, result: Result) -> str:
         "lower": result.lower,
         "upper": result.upper,
         "margin": result.margin,
-        "launches": f"{result.base_ok}/{result.cand_ok}",
+        "launches": text.launches(result),
     }
     for name, value in figures.items():
         if value not in (None, ""):

@@ -13,7 +13,7 @@ SUMMARY_BYTES = 1024 * 1024
 
 _ENTITIES = {ord(sign): f"&#{ord(sign)};" for sign in "\\`*_[]<>|#~@&"} | {0: "&#58;"}
 
-HEADER = ("cell", "metric", "base", "candidate", "change", "interval", "verdict")
+HEADER = ("cell", "metric", "base", "candidate", "change", "interval", "tier", "verdict")
 
 
 def render(report: Report, limit: int = COMMENT_BYTES, sort: str = "severity") -> str:
@@ -28,7 +28,8 @@ def render(report: Report, limit: int = COMMENT_BYTES, sort: str = "severity") -
 def _comparison(comparison: Comparison, report: Report, limit: int, sort: str) -> str:
     head = [f"## {comparison.gate}: {text.sentence(comparison)}", ""]
     head += [f"{escape(comparison.cand)} against {escape(comparison.base)} · {text.scope(comparison)}", ""]
-    head += [f"- {escape(line)}" for line in _few([*text.environment(comparison), *text.suite(comparison)], 20)]
+    head += _few([f"- {escape(line)}" for line in text.environment(comparison)], 20)
+    head += [f"- {line}" for line in text.suite(comparison)]
     head += [f"- {escape(line)}" for line in comparison.marginals[:5]]
     tail = _few([f"<sub>{escape(note)}</sub><br>" for note in text.footnotes(comparison, report)], 12)
     results = text.ordered(comparison.results, sort)

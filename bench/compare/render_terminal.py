@@ -10,7 +10,7 @@ from typing import TextIO
 from . import text
 from .model import Comparison, Report
 
-HEADER = ("cell", "metric", "base", "cand", "change", "interval", "verdict")
+HEADER = ("cell", "metric", "base", "cand", "change", "interval", "tier", "verdict")
 NOTES = 12
 """Footnotes shown before they are only counted."""
 

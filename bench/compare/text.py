@@ -42,6 +42,7 @@ class Line:
     cand: str
     change: str
     interval: str
+    tier: str
     verdict: str
 
 
@@ -49,7 +50,7 @@ def line(result: Result) -> Line:
     """The row of a result."""
     if result.metric == STATUS:
         base, cand = result.base_status or "absent", result.cand_status or "absent"
-        return Line(result.label, "–", base, cand, "–", "–", verdict(result))
+        return Line(result.label, "–", base, cand, "–", "–", "–", verdict(result))
     accuracy = result.metric == "acc"
     return Line(
         result.label,
@@ -58,6 +59,7 @@ def line(result: Result) -> Line:
         value(result.cand, result.kind, result.metric),
         points(result.d) if accuracy and result.d is not None else change(result),
         _points_interval(result) if accuracy else interval(result),
+        result.tier or "–",
         verdict(result),
     )
 
@@ -126,7 +128,18 @@ def interval(result: Result) -> str:
     if result.lower is None or result.upper is None or result.ratio is None:
         return "–"
     low, high = (result.lower - 1, result.upper - 1) if result.ratio >= 1 else (1 - result.upper, 1 - result.lower)
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"[{_tenths(low)}, {_tenths(high)}]"
+
+
+def _tenths(share: float) -> str:
+    words = f"{100 * share:.1f}"
+    return "0.0" if words == "-0.0" else words
+
+
+def launches(result: Result) -> str:
+    """Successful launches of base and candidate: "5 and 5", or "5 and 3 of 5"."""
+    sides = ((result.base_ok, result.base_n), (result.cand_ok, result.cand_n))
+    return " and ".join(str(ok) if ok == n else f"{ok} of {n}" for ok, n in sides)
 
 
 def _points_interval(result: Result) -> str:
@@ -151,9 +164,9 @@ def verdict(result: Result) -> str:
             more.append(f"needs K={result.needs_k:.0f}" if math.isfinite(result.needs_k) else "needs K>100")
     if result.lean:
         more.insert(0, f"leans {_leaning(result)}")
-    if result.base_n and result.metric == STATUS and result.verdict == "failed-new" and result.cand_ok:
-        more.append(f"{result.cand_ok}/{result.cand_n} succeeded")
-    elif result.reason:
+    if result.cand_ok < result.cand_n and result.metric != STATUS:
+        more.append(f"{result.cand_ok}/{result.cand_n} launches")
+    if result.reason:
         more.append(result.reason)
     if result.waived:
         more.append(f"waived: {result.waived}")

@@ -218,7 +218,7 @@ def test_noise_floor_records_what_the_launches_did(save, tmp_path, capsys):
 def test_noise_floor_widens_margins_and_noisy_cells_leave_the_gate(save, tmp_path):
     base, cand = noisy(4, 6, 1, sd=0.001), noisy(4, 6, 2, sd=0.001, run="b", factor=1.07)
     assert outcome(save, base, cand).counts == {"regressed": 8}
-    path = floor_file(save, tmp_path, sd=0.04, k=8)
+    path = floor_file(save, tmp_path, sd=0.05, k=8)
     sds = {
         (e["key"]["batch_size"], e["metric"]): e["launch_sd"]
         for e in json.loads((tmp_path / "noise.json").read_text())["cells"]

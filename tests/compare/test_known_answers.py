@@ -154,4 +154,4 @@ def test_the_whole_way_from_a_file(save, capsys):
     assert result.p_worse == pytest.approx(2.51e-5, abs=5e-8)
     assert result.mwu_p == pytest.approx(0.0079365, abs=5e-8)
     assert run([base, cand, "--delta", "3%"]) == 1
-    assert "7.0 % slower  [6.0, 8.0]  regressed: margin 3 %" in capsys.readouterr().out
+    assert "7.0 % slower  [6.0, 8.0]  T1    regressed: margin 3 %" in capsys.readouterr().out

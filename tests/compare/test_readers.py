@@ -83,7 +83,7 @@ def test_ipex_deepspeed_log_takes_the_slowest_rank_and_every_length(tmp_path):
 def test_ipex_weight_only_log(tmp_path):
     (row,) = read(write(tmp_path / "log", WOQ)).to_dict("records")
     assert (row["precision"], row["decoding"], row["engine"]) == ("woq_int4", "greedy", "ipex")
-    assert float(row["resolution_s"]) == 1e-5
+    assert float(row["resolution_s"]) == 1e-6
     assert (float(row["e2e_s"]), float(row["ttft_s"]), float(row["tpot_s"])) == (1.901, 0.291234, 0.012345)
 
 
