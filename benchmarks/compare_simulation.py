@@ -2,8 +2,8 @@
 
 Run from the repository root: python benchmarks/compare_simulation.py [MATRICES] > docs/compare-simulation.md
 
-Model (docs/compare.md): log-normal launch effect whose SD differs between cells, median 1 %; within a launch 20 iterations
-with SD 0.5 %, lag-1 correlation 0.5, and a spike of 5 % in one of twenty. The launch statistic is the median.
+Model: log-normal launch effect whose SD differs between cells, median 1 %; within a launch 20 iterations with SD 0.5 %,
+lag-1 correlation 0.5, and a spike of 5 % in one of twenty. The launch statistic is the median.
 """
 
 from __future__ import annotations

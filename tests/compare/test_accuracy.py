@@ -90,7 +90,8 @@ def test_non_inferiority_of_paired_documents(tmp_path, lost, gained, margin, ver
     assert details["flip_lower"] < details["flip_rate"] == (lost + gained) / N < details["flip_upper"]
     assert len(details["documents"]) == 20
     assert details["documents"][0] == {
-        "doc": "h0", "text": '{"text": "document 0"}', "target": "word", "base": '["a-0"]', "cand": '["b-0"]', "lost": True,
+        "doc": "h0", "text": '{"text": "document 0"}', "target": "word", "lost": True,
+        "base": '["a-0"]', "cand": '["b-0"]',
     }  # fmt: skip
 
 

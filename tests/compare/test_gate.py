@@ -140,8 +140,11 @@ def test_confirm_list_makes_regressions_provisional(save, tmp_path, capsys):
     paths = [save(rows(launches(0.02)), "base"), save(rows(launches(0.024), run="b"), "cand")]
     todo = tmp_path / "rerun.txt"
     assert main([*paths, "--confirm-list", str(todo)]) == 3
-    line = "model=llama3-8b weights=real engine=eager precision=bf16 'num_beams=[1]' 'batch_size=[1]' device=xpu launcher=local tp=none"
-    assert todo.read_text() == f"{line} world_size=1 stack=current task=generate 'lengths=[1024/128]'\n"
+    line = "model=llama3-8b weights=real engine=eager precision=bf16 'num_beams=[1]' 'batch_size=[1]' device=xpu"
+    assert (
+        todo.read_text()
+        == f"{line} launcher=local tp=none world_size=1 stack=current task=generate 'lengths=[1024/128]'\n"
+    )
     gone = pd.concat([rows(launches(0.02)), rows(launches(0.02), batch_size=8)])
     assert main([save(gone, "gone"), paths[1], "--confirm-list", str(todo)]) == 1
 
@@ -273,7 +276,20 @@ def test_plan_and_self_check(save, tmp_path, capsys):
     capsys.readouterr()
     assert main(["plan", "--noise-floor", floor, "--mde", "3%"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == "cell metric launch SD K to see 3% K to prove unchanged".split()
+    assert lines[0].split() == [
+        "cell",
+        "metric",
+        "launch",
+        "SD",
+        "K",
+        "to",
+        "see",
+        "3%",
+        "K",
+        "to",
+        "prove",
+        "unchanged",
+    ]
     assert len(lines) == 1 + 8 + 1 and lines[-1].startswith("all cells: launches=")
     assert main(["plan", "--noise-floor", floor, "--power", "2"]) == 2
     assert main(["self-check", save(noisy(3, 8, 5, sd=0.004), "aa")]) == 0

@@ -72,7 +72,7 @@ def test_an_unknown_column_that_differs_between_the_sides_is_listed(save):
 
 def test_a_key_of_one_side_only(save):
     several = pd.concat([rows(GOOD), rows(GOOD, run="c", stack="ipex-2.8")])
-    with pytest.raises(ResultsError, match="'stack' is only in .*--ignore stack"):
+    with pytest.raises(ResultsError, match=r"'stack' is only in .*--ignore stack"):
         outcome(save, several, rows(GOOD, run="b").drop(columns="stack"))
     one = outcome(save, rows(GOOD), rows(GOOD, run="b").drop(columns="stack"))
     assert one.counts == {"equivalent": 2}

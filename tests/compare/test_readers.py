@@ -14,8 +14,8 @@ from bench.compare.read import read_side
 from bench.errors import ResultsError
 
 SINGLE = """\
-Namespace(model_id='meta-llama/Llama-2-7b-hf', sub_model_name='llama2-7b', device='xpu', dtype='float16', input_tokens='1024', \
-max_new_tokens=128, prompt=None, greedy=False, ipex=True, num_beams=4, num_iter=10, num_warmup=3, batch_size=1, token_latency=True)
+Namespace(model_id='meta-llama/Llama-2-7b-hf', sub_model_name='llama2-7b', device='xpu', dtype='float16', \
+input_tokens='1024', max_new_tokens=128, greedy=False, ipex=True, num_beams=4, num_iter=10, num_warmup=3, batch_size=1)
 *** Starting to generate 128 tokens for 1024 tokens with num_beams=4
 ---- Prompt size: 1024
 Iteration: 0, Time: 4.901234 sec
@@ -44,8 +44,8 @@ DEEPSPEED = """\
 """
 
 WOQ = """\
-Namespace(model_id='Qwen/Qwen2-7B-Instruct', device='xpu', dtype='float16', input_tokens='1024', max_new_tokens=128, greedy=True, \
-woq_algo='RTN', num_beams=4, num_iter=10, num_warmup=3, batch_size=1)
+Namespace(model_id='Qwen/Qwen2-7B-Instruct', device='xpu', dtype='float16', input_tokens='1024', max_new_tokens=128, \
+greedy=True, woq_algo='RTN', num_beams=4, num_iter=10, num_warmup=3, batch_size=1)
 *** Starting to generate 128 tokens for 1024 tokens with num_beams=1
 Inference latency: 1.901 sec.
 First token average latency: 0.291234 sec.
@@ -106,7 +106,8 @@ def test_ipex_log_of_a_crash_is_a_failure(tmp_path):
 
 IPEX_LLM = """\
 ,model,1st token avg latency (ms),2+ avg latency (ms/token),encoder time (ms),input/output tokens,batch_size,\
-actual input/output tokens,num_beams,low_bit,cpu_embedding,model loading time (s),peak mem (GB),streaming,use_fp16_torch_dtype
+actual input/output tokens,num_beams,low_bit,cpu_embedding,model loading time (s),peak mem (GB),streaming,\
+use_fp16_torch_dtype
 0,meta-llama/Llama-2-7b-chat-hf,1262.63,36.1,0.0,1024-128,1,1024-128,1,sym_int4,,6.22,5.09375,N/A,N/A
 1,Qwen/Qwen2-7B-Instruct,91.84,21.05,0.0,32-32,1,32-32,1,sym_int4,,4.5,N/A,N/A,N/A
 """
@@ -178,9 +179,10 @@ def optimum(values):
 
 
 OPTIMUM_CONFIG = {
-    "name": "run", "backend": {"name": "pytorch", "version": "2.6.0", "model": "meta-llama/Llama-3.1-8B", "device": "cuda",
-    "no_weights": True, "torch_dtype": "bfloat16", "quantization_scheme": None},
-    "scenario": {"input_shapes": {"batch_size": 2, "sequence_length": 64}, "generate_kwargs": {"max_new_tokens": 65, "num_beams": 1}},
+    "name": "run", "backend": {"name": "pytorch", "version": "2.6.0", "model": "meta-llama/Llama-3.1-8B",
+    "device": "cuda", "no_weights": True, "torch_dtype": "bfloat16", "quantization_scheme": None},
+    "scenario": {"input_shapes": {"batch_size": 2, "sequence_length": 64},
+    "generate_kwargs": {"max_new_tokens": 65, "num_beams": 1}},
     "environment": {"cpu": " EPYC", "gpu": ["A100", "A100"], "transformers_version": "4.50.0"},
 }  # fmt: skip
 
@@ -222,8 +224,13 @@ LM_EVAL = {
     "group_subtasks": {"mmlu": ["mmlu_law"], "lambada_openai": []},
     "versions": {"lambada_openai": 1.0, "gsm8k": 3.0},
     "n-shot": {"lambada_openai": 0, "gsm8k": 5},
-    "n-samples": {"lambada_openai": {"original": 5153, "effective": 5153}, "gsm8k": {"original": 1319, "effective": 1319}},
-    "config": {"model": "hf", "model_args": "pretrained=meta-llama/Llama-2-7b-hf,dtype=float16", "batch_size": "8", "device": "xpu:0"},
+    "n-samples": {
+        "lambada_openai": {"original": 5153, "effective": 5153}, "gsm8k": {"original": 1319, "effective": 1319},
+    },
+    "config": {
+        "model": "hf", "model_args": "pretrained=meta-llama/Llama-2-7b-hf,dtype=float16", "batch_size": "8",
+        "device": "xpu:0",
+    },
     "git_hash": "abc", "transformers_version": "4.51.3", "model_name": "meta-llama/Llama-2-7b-hf",
 }  # fmt: skip
 

@@ -15,9 +15,9 @@ from compare_simulation import drift, shares
 @pytest.mark.parametrize("k", [2, 3, 5])
 def test_nothing_changed_in_1000_matrices(k):
     """Below 0.5 % flagged by the gate; 3 to 7 % called slower at margin 0."""
-    gate = shares(1000 // 3 + 1, 60, k, 0.0)
+    gate = shares(1000, 30, k, 0.0)
     assert gate["regressed"] + gate["improved"] < 0.005
-    zero = shares(1000 // 3 + 1, 60, k, 0.0, margin=0.0)
+    zero = shares(1000, 30, k, 0.0, margin=0.0)
     assert 0.03 < zero["regressed"] < 0.07
 
 
