@@ -35,7 +35,11 @@ install_torch() {
 }
 
 setup_env() {
-    if [ -n "${BENCH_PYTHON:-}" ]; then python=$BENCH_PYTHON; return; fi
+    if [ -n "${BENCH_PYTHON:-}" ]; then
+        python=$BENCH_PYTHON
+        export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+        return
+    fi
     local venv=${VENV:-$root/.venv} kind=${TORCH:-$(torch_kind)} extras=${EXTRAS:-}
     local base=${PYTHON:-python3} wanted constraint=()
     python=$venv/bin/python

@@ -77,6 +77,11 @@ def main(arguments: list[str] | None = None) -> int:
 
             print(f"bench {__version__}")
             return 0
+        if "-sc" in arguments or "--shell-completion" in arguments:
+            from . import compose
+
+            compose.completion(arguments, COMMANDS)
+            return 0
         if name not in COMMANDS:
             print(f"bench: {did_you_mean('command', name, COMMANDS)}", file=sys.stderr)
             return 2

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,14 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import AXES, BenchConfig, Request, hub_model, local_model, request, settings_of
+from .config import AXES, LISTS, BenchConfig, Request, hub_model, local_model, request, settings_of
 from .errors import ConfigError, did_you_mean
+from .models.spec import Model
 
 PACKAGE = Path(__file__).parent
+COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
+FLAGS_WITH_VALUE = (*COMPLETION, "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-path", "-cp",
+                    "--config-name", "-cn", "--config-dir", "-cd", "--experimental-rerun")  # fmt: skip
 
 
 def configs_folder() -> Path:
@@ -51,11 +55,10 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
         points.append(config)
 
     _register()
-    arguments = [rewritten for argument in arguments for rewritten in _rewrite(argument)]
-    arguments.sort(key=lambda argument: argument in ("-m", "--multirun"))  # Hydra wants the overrides in one piece
+    arguments = _flags_first([rewritten for argument in arguments for rewritten in _rewrite(argument)])
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra insists on writing a multirun.yaml
-        sys.argv = [program, f"hydra.sweep.dir={scratch}", *arguments]
+        sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
         os.environ["HYDRA_FULL_ERROR"] = "1"  # raise, instead of printing and exiting with 1
         usage = io.StringIO()
         try:
@@ -67,22 +70,61 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
                 OmegaConf.to_container(point, resolve=True, throw_on_missing=True)  # type: ignore[misc]
                 for point in points
             ]
-        except (HydraException, OmegaConfBaseException) as error:
+        except (HydraException, OmegaConfBaseException, ValueError) as error:  # ValueError: what Hydra's flags raise
             raise ConfigError(_explain(error)) from error
-        except ValueError as error:  # flags that exclude each other
-            raise ConfigError(str(error)) from error
         except SystemExit as error:
             if error.code != 2:
                 raise
             raise ConfigError(usage.getvalue().strip().splitlines()[-1].partition("error: ")[2]) from error
         finally:
             sys.argv = before[0]
-            if before[1] is None:
-                del os.environ["HYDRA_FULL_ERROR"]
+            del os.environ["HYDRA_FULL_ERROR"]
+            if before[1] is not None:
+                os.environ["HYDRA_FULL_ERROR"] = before[1]
     for config in plain:
         config.pop("experiment", None)
     yaml = OmegaConf.to_yaml(OmegaConf.create(plain if len(plain) > 1 else plain[0]))
     return [request(config) for config in plain], yaml
+
+
+def completion(arguments: Sequence[str], commands: Iterable[str]) -> None:
+    """Shell completion: answer `bench -sc query=bash`, or print what `eval "$(bench run -sc install=bash)"` reads.
+
+    Hydra knows commands of one word, so the subcommand is completed here and hidden from it. Nothing is offered for a
+    line that it cannot read.
+    """
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    arguments = arguments[next(number for number, word in enumerate(arguments) if word in COMPLETION) :]
+    if any(word.startswith("query=") for word in arguments):
+        if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+            print(" ".join(commands))  # noqa: T201
+            return
+        if words[1] not in ("run", "plan"):
+            return
+        os.environ["COMP_LINE"] = "bench " + line.partition(words[1])[2].lstrip()
+        with contextlib.suppress(ConfigError):
+            compose(arguments, "bench")
+    else:
+        compose(arguments, "bench")
+
+
+def _flags_first(arguments: Sequence[str]) -> list[str]:
+    """The flags with their values, then the overrides, which Hydra wants in one piece."""
+    flags: list[str] = []
+    overrides: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        flags.append(word)
+        if word in FLAGS_WITH_VALUE:
+            value = next(words, None)
+            if value is None:
+                raise ConfigError(f"{word} needs a value: see bench run --help")
+            flags.append(value)
+    return [*flags, *overrides]
 
 
 def _register() -> None:
@@ -104,6 +146,8 @@ def _rewrite(argument: str) -> list[str]:
     key, equals, value = argument.partition("=")
     if not equals:
         return [argument]
+    if value.startswith("[") and key in (*AXES, "model", "workload"):
+        raise ConfigError(f"{key} takes one value: sweep several with -m {key}={value.strip('[]')}")
     if key == "model":
         return [f"model={','.join(_model_option(item) for item in value.split(','))}"]
     if key == "env" or key.startswith("env."):
@@ -148,6 +192,11 @@ def _explain(error: Exception) -> str:
             return did_you_mean(group, option, [name for name in error.options if name != "bench_config"])
     if isinstance(error, OverrideParseException):
         return f"cannot read '{error.override}': {text.splitlines()[0]}. Quote values with spaces or commas"
+    ambiguous = re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", text)
+    if ambiguous:
+        key, value = ambiguous.groups()
+        a_list = f", or as a list, {key}=[{value}]" if key in LISTS or key.startswith("++env.") else ""
+        return f"{key.lstrip('+')}={value} has several values: sweep them with -m{a_list.replace('++', '')}"
     cause = error.__cause__ or error
     message = next((line for line in str(cause).splitlines() if line.strip()), type(cause).__name__)
     match = re.search(r"full_key: (\S+)", str(cause))
@@ -163,9 +212,11 @@ def _unknown_key(key: str, node: str) -> str:
     parent, _, last = key.rpartition(".")
     if not parent:
         return did_you_mean("key", key, [item.name for item in fields(BenchConfig)] + ["experiment"])
+    if parent == "model":
+        return did_you_mean("key in model", last, [item.name for item in fields(Model)])
     classes = (cls for registry in AXES.values() for _, cls in registry.items())
     cls = next((cls for cls in classes if f"{cls.__name__}Config" == node), None)
     known = [item.name for item, _ in settings_of(cls)] if cls else []
     if not known:
-        return f"{key}: {parent} has no settings" if cls else f"unknown key '{key}'"
+        return f"{key}: {parent} has no settings" if cls or parent in AXES else f"unknown key '{key}'"
     return did_you_mean(f"key in {parent}", last, known)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ AXES: dict[str, Registry[Any]] = {
 }
 """Config groups whose options are registered classes."""
 
+LISTS = ("num_beams", "batch_size", "lengths")
+"""Inner axes: keys that take a list."""
+
+TENSOR_PARALLEL = ("none", "deepspeed", "transformers")
 DECODINGS = ("greedy", "beam", "sample")
 
 
@@ -95,7 +100,11 @@ class Request:
 def request(config: Mapping[str, Any]) -> Request:
     """The checked request of a composed configuration (plain containers). Raises ConfigError."""
     options = dict(config)
-    _known("key", options, [item.name for item in dataclasses.fields(BenchConfig)])
+    names = [item.name for item in dataclasses.fields(BenchConfig)]
+    _known("key", options, names)
+    for name in names:  # what ~name leaves behind
+        if name not in options or (options[name] is None and name in (*AXES, "model", "workload")):
+            raise ConfigError(f"{name} has been removed: give it a value with {name}=")
     if options["workload"]["name"] != "generate":
         raise ConfigError(did_you_mean("workload", options["workload"]["name"], ["generate"]))
     python = _interpreter(options["python"])
@@ -103,7 +112,7 @@ def request(config: Mapping[str, Any]) -> Request:
         "model": _model(options["model"], options["weights"]),
         **{axis: _choice(axis, options[axis]) for axis in AXES},
         "world_size": _integer("world_size", options["world_size"], 1),
-        "tp": str(options["tp"]),
+        "tp": _one_of("tp", options["tp"], TENSOR_PARALLEL),
         "stack": options["stack"] or (Path(python).parent.parent.name if python else "current"),
         "python": python,
         "iterations": _integer("iterations", options["iterations"], 1),
@@ -138,12 +147,18 @@ def _model(node: Mapping[str, Any], weights: str | None) -> Model:
     _known("key in model", fields, [item.name for item in dataclasses.fields(Model)])
     fields["architecture"] = json.dumps(architecture, sort_keys=True) if architecture else None
     if weights:
-        if weights not in ("real", "random"):
-            raise ConfigError(did_you_mean("weights", weights, ["real", "random"]))
-        fields["weights"] = weights
+        fields["weights"] = _one_of("weights", weights, ("real", "random"))
+    if architecture is not None and not isinstance(architecture, Mapping):
+        raise ConfigError(f"model.architecture={architecture}: a mapping is needed, as in the YAMLs of configs/model")
+    for key, value in fields.items():
+        kind = {"parameters": int, "trust_remote_code": bool}.get(key, str)
+        if type(value) is not kind and (value is not None or key in ("name", "weights", "trust_remote_code")):
+            what = {int: "an integer", bool: "true or false", str: "a text"}[kind]
+            raise ConfigError(f"model.{key}={value}: {what} is needed")
     model = Model(**fields)
-    if model.source not in ("hub", "modelscope", "path", None):
-        raise ConfigError(did_you_mean("model.source", str(model.source), ["hub", "modelscope", "path"]))
+    _one_of("model.weights", model.weights, ("real", "random"))
+    if model.source is not None:
+        _one_of("model.source", model.source, ("hub", "modelscope", "path"))
     if model.weights == "real" and not (model.path if model.source == "path" else model.id):
         raise ConfigError(f"model={model.name} has no published weights: use weights=random")
     if model.weights == "random" and not model.architecture:
@@ -204,15 +219,22 @@ def _interpreter(python: str | None) -> str | None:
     path = Path(python).expanduser()
     if not path.is_file():
         raise ConfigError(f"python={python} is not an interpreter: no such file")
+    if not os.access(path, os.X_OK):
+        raise ConfigError(f"python={python} is not an interpreter: it cannot be executed")
     return str(path.absolute())
 
 
 def _decoding(decoding: str, beams: int) -> str:
-    if decoding not in DECODINGS:
-        raise ConfigError(did_you_mean("decoding", decoding, DECODINGS))
+    _one_of("decoding", decoding, DECODINGS)
     if decoding == "beam" and beams == 1:
         raise ConfigError("decoding=beam needs num_beams greater than 1")
     return "beam" if decoding == "greedy" and beams > 1 else decoding
+
+
+def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
+    if value not in known:
+        raise ConfigError(did_you_mean(name, str(value), known))
+    return str(value)
 
 
 def _list(value: Any) -> Sequence[Any]:
@@ -254,5 +276,16 @@ def _environments(value: Any) -> list[tuple[tuple[str, str], ...]]:
     if not isinstance(value, Mapping):
         raise ConfigError(f"env={value}: a mapping is needed, such as env.OMP_NUM_THREADS=4")
     names = sorted(value)
-    axes = [[str(item) for item in _list(value[name])] for name in names]
+    axes = [_variable(name, value[name]) for name in names]
     return [tuple(zip(names, values, strict=True)) for values in itertools.product(*axes)]
+
+
+def _variable(name: str, value: Any) -> list[str]:
+    """The values of one variable as text; those that YAML would not give back as they were typed are refused."""
+    found = _list(value)
+    if not found:
+        raise ConfigError(f"env.{name} is empty: give at least one value, such as env.{name}=[1,2]")
+    for item in found:
+        if isinstance(item, bool) or not isinstance(item, (str, int, float)):
+            raise ConfigError(f"env.{name}={item}: a text or a number is needed; put 'true' and the like in quotes")
+    return list(dict.fromkeys(str(item) for item in found))

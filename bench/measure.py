@@ -5,10 +5,13 @@ from __future__ import annotations
 import gc
 import hashlib
 import itertools
+import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,6 +31,8 @@ class Samples:
     peak_memory_bytes: float
     peak_reserved_bytes: float
     hook_s: float
+    other_cores: float
+    """Processors that the rest of the machine kept busy during the measured part, on average."""
 
 
 class Stopwatch:
@@ -58,18 +63,21 @@ def measure(
     on_phase("warm-up")
     warmups = [once(check_finite=number == 0) for number in range(cell.warmup)]
     on_phase("measuring")
-    with _quiet_collector():
+    with quiet_collector():
         device.reset_peak_memory()
+        others = _Others()
         iterations = [once() for _ in range(cell.iterations)]
+        other_cores = others.cores()
         used, reserved = device.peak_memory()
     if not warmups:
         once(check_finite=True)
-    return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device))
+    return Samples(tuple(warmups), tuple(iterations), used, reserved, hook_cost(device), other_cores)
 
 
 def iteration(
     engine: Engine, loaded: Loaded, device: Device, inputs: Any, work: Generate, check_finite: bool = False
 ) -> Iteration:
+    """One timed call: the marks before it, at each step and after it, on the device's clock. Raises WrongLength."""
     marks: list[Mark] = []
     mark = device.mark
     append = marks.append
@@ -113,21 +121,48 @@ def hook_cost(device: Device, calls: int = 200) -> float:
     return median(rounds)
 
 
-def suspicions(samples: Samples) -> list[str]:
+class _Others:
+    """How busy the rest of the machine is: all processors' busy time, hypervisor's theft included, less our own."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    def cores(self) -> float:
+        """Average since it was made; NaN where the system does not say."""
+        seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
+        return max(0.0, busy - own) / seconds if seconds else math.nan
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        try:
+            fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+        except OSError:
+            return time.perf_counter(), math.nan, math.nan
+        user, nice, system, _, _, irq, softirq, steal = map(int, fields)
+        busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+        return time.perf_counter(), busy, time.process_time()
+
+
+def suspicions(samples: Samples, device: Device) -> list[str]:
     """What a reader should know before trusting the numbers, each with a next step."""
     found = []
+    disturbed = False
+    cores = os.cpu_count() or 1
+    if samples.other_cores > (0.2 if device.torch_type == "cpu" else cores / 2):
+        found.append(f"other processes kept {samples.other_cores:.1f} of {cores} processors busy: measure again alone")
+        disturbed = True
     iterations = samples.iterations
     if len({item.output_hash for item in iterations}) > 1:
         found.append("the iterations produced different tokens: some kernel is not deterministic")
     if len(iterations) >= 4:
         rest = [item.e2e_s for item in iterations[1:]]
-        if iterations[0].e2e_s > max(1.2 * median(rest), max(rest)):
-            slower = iterations[0].e2e_s / median(rest) - 1
-            found.append(f"the first measured iteration was {slower:.0%} slower than the rest: raise warmup")
+        if not disturbed and iterations[0].e2e_s > max(1.2 * median(rest), max(rest)):
+            slower = iterations[0].e2e_s / median(rest)
+            found.append(f"the first measured iteration took {slower:.1f} times as long as the rest: raise warmup")
         middle = median(item.e2e_s for item in iterations)
         off = median(abs(item.e2e_s - middle) for item in iterations) / middle
-        if off > 0.05:
-            found.append(f"the iterations differ by {off:.0%} (median deviation): is something else running?")
+        if not disturbed and off > 0.05:
+            found.append(f"the iterations differ by {off:.0%} (median deviation): raise iterations, or fix the clocks")
     gaps = [late - early for item in iterations for early, late in itertools.pairwise(item.steps_s)]
     if gaps and samples.hook_s > 0.01 * median(gaps):
         found.append(f"the step hook takes {samples.hook_s / median(gaps):.0%} of a step")
@@ -135,7 +170,7 @@ def suspicions(samples: Samples) -> list[str]:
 
 
 @contextmanager
-def _quiet_collector() -> Iterator[None]:
+def quiet_collector() -> Iterator[None]:
     """Collect once before, and not while measuring: a collection pause would land in some step."""
     enabled = gc.isenabled()
     gc.collect()

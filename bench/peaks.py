@@ -23,36 +23,42 @@ def cache_folder() -> Path:
 
 
 def peaks(device: Device, dtype: str, fingerprint: dict[str, Scalar], measure_again: bool = False) -> Peaks:
-    """Bandwidth and FLOP/s of the device for a torch dtype, per device."""
-    name = str(fingerprint["device_name"])
-    sheet = lookup(name)
-    measured = _measured(device, dtype, fingerprint, measure_again)
+    """Bandwidth and FLOP/s of one device, the latter for a torch dtype."""
+    what = [fingerprint[key] for key in ("device_name", "driver", "hostname_hash", "threads", "cpu_count", "torch")]
+    key = hashlib.sha256(json.dumps([repr(device), *what]).encode()).hexdigest()[:16]
+    path = cache_folder() / f"peaks-{key}.json"
+    measured = {} if measure_again else _read(path)
+    missing = {"bandwidth", dtype} - measured.keys()
+    if missing:
+        if "bandwidth" in missing:
+            measured["bandwidth"] = device.copy_bandwidth()
+        if dtype in missing:
+            measured[dtype] = device.matmul_flops(dtype)
+        device.release_memory()
+        _write(path, {**_read(path), **measured})
+    sheet = lookup(str(fingerprint["device_name"]))
     return Peaks(
         bandwidth_measured=measured["bandwidth"],
-        flops_measured=measured["flops"],
+        flops_measured=measured[dtype],
         bandwidth_datasheet=sheet.bandwidth if sheet else math.nan,
         flops_datasheet=sheet.flops.get(dtype, math.nan) if sheet else math.nan,
         source=sheet.source if sheet else "",
     )
 
 
-def _measured(device: Device, dtype: str, fingerprint: dict[str, Scalar], measure_again: bool) -> dict[str, float]:
-    what = [fingerprint[key] for key in ("device_name", "driver", "hostname_hash", "threads", "cpu_count", "torch")]
-    key = hashlib.sha256(json.dumps([dtype, repr(device), *what]).encode()).hexdigest()[:16]
-    path = cache_folder() / f"peaks-{key}.json"
-    if not measure_again:
-        try:
-            cached = json.loads(path.read_text())
-            return {"bandwidth": float(cached["bandwidth"]), "flops": float(cached["flops"])}
-        except (OSError, ValueError, KeyError):
-            pass
-    measured = {"bandwidth": device.copy_bandwidth(), "flops": device.matmul_flops(dtype)}
-    device.release_memory()
+def _read(path: Path) -> dict[str, float]:
+    """The cached figures: `bandwidth`, and FLOP/s under the name of each dtype; empty without a usable file."""
+    try:
+        return {str(name): float(value) for name, value in json.loads(path.read_text()).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def _write(path: Path, measured: dict[str, float]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"device": fingerprint["device_name"], "dtype": dtype, **measured}))
+        temporary.write_text(json.dumps(measured))
         temporary.replace(path)
     except OSError:
         pass  # a machine without a writable home measures each time
-    return measured

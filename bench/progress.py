@@ -36,7 +36,8 @@ class Progress:
         self.launches = plan.launches
         self.left = {(cell.id, launch): _work(cell) for cell, launch in missing}
         self.total = len(self.left)
-        self.began = time.monotonic()
+        self.since = time.monotonic()
+        self.busy_s = 0.0
         self.done_work = 0.0
 
     def __enter__(self) -> Progress:
@@ -56,9 +57,13 @@ class Progress:
 
     def show(self, event: Event) -> None:
         """Draw an event."""
+        if event.kind == "start":
+            self.since = time.monotonic()
         if event.outcome:
-            key = (event.cell.id, event.launch)
-            self.done_work += self.left.pop(key, 0.0)
+            work = self.left.pop((event.cell.id, event.launch), 0.0)
+            if isinstance(event.outcome, Record):
+                self.done_work += work
+                self.busy_s += time.monotonic() - self.since
             self._line(event, event.outcome)
         if self.console.is_terminal:
             number = self.total - len(self.left) + 1
@@ -106,11 +111,11 @@ class Progress:
         self.console.print(line)
 
     def _eta(self) -> str:
-        """The rest at the pace so far, in proportion to the tokens to be generated. Blank before the first result."""
+        """What measuring the rest takes at the pace so far, loading apart. Blank before the first result."""
         rest = sum(self.left.values())
         if not self.done_work or not rest:
             return ""
-        return f"  {duration((time.monotonic() - self.began) / self.done_work * rest)} left"
+        return f"  {duration(self.busy_s / self.done_work * rest)} left"
 
 
 def _work(cell: Cell) -> float:

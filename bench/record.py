@@ -84,6 +84,8 @@ class Record:
     """Peak during the measured iterations: allocated bytes on an accelerator, resident set on CPU."""
     peak_reserved_bytes: float
     """The same for what the allocator holds; NaN on CPU."""
+    other_cores: float
+    """Processors that other processes kept busy while this cell was measured."""
     compiled: bool
     """Whether the engine compiles, so that the warm-ups contain compilation."""
     cost: ModelCost
@@ -142,8 +144,8 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
             Iteration(tuple(_number(s) for s in item["steps_s"]), _number(item["e2e_s"]), item["output_hash"])
             for item in data[name]
         )
-    for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes"):
-        fields[name] = _number(data[name])
+    for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes", "other_cores"):
+        fields[name] = _number(data.get(name))
     fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
     figures = {key: _number(value) for key, value in data["peaks"].items() if key != "source"}
     fields["peaks"] = Peaks(source=data["peaks"]["source"], **figures)

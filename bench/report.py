@@ -21,6 +21,12 @@ from .schema import AXES
 from .table import outcomes as read_outcomes
 from .units import gibibytes, milliseconds, percent, significant
 
+USAGE = """\
+usage: bench report FOLDER...
+
+Show results folders as one table, and write report.md and report.html into each.
+"""
+
 FIGURES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("ttft_s", "TTFT", milliseconds),
     ("tpot_s", "TPOT", milliseconds),
@@ -52,6 +58,11 @@ class Row:
     notes: tuple[int, ...]
     """Footnotes, by number."""
 
+    @property
+    def remark(self) -> str:
+        """The failure's kind and the footnotes, for a narrow column."""
+        return " ".join([*self.failure.split(":")[:1], *(f"[{number}]" for number in self.notes)]).strip()
+
 
 @dataclass(frozen=True)
 class View:
@@ -67,9 +78,7 @@ class View:
 
 def view(outcomes: Sequence[Outcome]) -> View:
     """The report of some outcomes: launches of a cell in one row, as the median over launches."""
-    cells: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        cells.setdefault(outcome.cell, []).append(outcome)
+    cells = by_cell(outcomes)
     values: dict[str, list[Scalar]] = {
         column.name: list(dict.fromkeys(group[0].axes[column.name] for group in cells.values())) for column in AXES
     }
@@ -90,6 +99,14 @@ def view(outcomes: Sequence[Outcome]) -> View:
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def by_cell(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
+    """Outcomes by cell, in the order in which the cells first appear: the rows of every report."""
+    cells: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        cells.setdefault(outcome.cell, []).append(outcome)
+    return cells
 
 
 def _row(group: list[Outcome], varying: Sequence[str], notes: list[str]) -> Row:
@@ -140,7 +157,7 @@ def _environment(outcomes: Iterable[Outcome]) -> list[tuple[str, str]]:
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
-    """The table, on standard output."""
+    """The table, on standard output. A narrow terminal gets fewer columns, never cut ones."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -150,25 +167,43 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
         return
     shown = view(outcomes)
     console = Console(highlight=False)
+    headings = _fitting(shown, console.width) if console.is_terminal else shown.headings
     if not console.is_terminal:
-        console = Console(highlight=False, width=max(console.width, 160))
+        console = Console(highlight=False, width=1000)
     console.print(Text(", ".join(f"{name} {value}" for name, value in shown.common), style="dim"))
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in shown.axes:
         table.add_column(name, no_wrap=True, justify="right" if name in SHORT.values() else "left")
-    for heading in shown.headings:
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    if any(row.notes or row.failure for row in shown.rows):
-        table.add_column("", overflow="fold", max_width=40)
+    if any(row.remark for row in shown.rows):
+        table.add_column("")
     for row in shown.rows:
-        remarks = Text(" ".join(f"[{number}]" for number in row.notes), style="yellow")
-        if row.failure:
-            remarks = Text(row.failure.partition(":")[0], style="red") + Text(" ") + remarks
-        cells = [Text(text) for text in (*row.axes, *(row.figures or ("-",) * len(shown.headings)))]
-        table.add_row(*cells, remarks)
+        figures = dict(zip(shown.headings, row.figures, strict=False))
+        cells = [Text(text) for text in (*row.axes, *(figures.get(heading, "-") for heading in headings))]
+        table.add_row(*cells, Text(row.remark, style="red" if row.failure else "yellow"))
     console.print(table)
     for number, note in enumerate(shown.notes, 1):
         console.print(Text(f"[{number}] {note}", style="yellow"))
+    hidden = [heading for heading in shown.headings if heading not in headings]
+    if hidden:
+        console.print(Text(f"{', '.join(hidden)}: not shown here, this terminal is too narrow", style="dim"))
+
+
+def _fitting(shown: View, width: int) -> list[str]:
+    """The headings that fit into a terminal beside the axes; the least asked for go first."""
+    needed = dict.fromkeys(shown.headings, 0)
+    for number, heading in enumerate(shown.headings):
+        needed[heading] = max(len(heading), *(len(row.figures[number]) for row in shown.rows if row.figures), 1) + 3
+    axes = [
+        max(len(name), *(len(row.axes[number]) for row in shown.rows)) + 3 for number, name in enumerate(shown.axes)
+    ]
+    rest = width - sum(axes) - max(len(row.remark) for row in shown.rows) - 3
+    kept = list(shown.headings)
+    for heading in ("prefill tok/s", "MFU", "E2E", "peak memory", "MBU", "decode tok/s"):
+        if sum(needed[item] for item in kept) > rest:
+            kept.remove(heading)
+    return kept
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
@@ -230,14 +265,25 @@ def _plan_line(item: Planned) -> str:
     )
 
 
+def write(folder: Folder, outcomes: Sequence[Outcome]) -> None:
+    """report.md and report.html of a results folder. Raises ResultsError."""
+    from . import page
+
+    folder.write("report.md", markdown(outcomes))
+    folder.write("report.html", page.html(outcomes))
+
+
 def main(arguments: list[str]) -> int:
-    """`bench report FOLDER...`: print the table and write report.md into the first folder."""
+    """`bench report FOLDER...`: print one table, and write report.md and report.html into each folder."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: bench report FOLDER...\n\nShow one or more results folders as one table.")  # noqa: T201
+        sys.stdout.write(USAGE)
         return 0 if arguments else 2
     if arguments[0].startswith("-"):
-        raise ConfigError(f"bench report has no option {arguments[0]}")
-    found = [outcome for folder in arguments for outcome in read_outcomes(Path(folder))]
-    print_table(found)
-    (Path(arguments[0]) / "report.md").write_text(markdown(found)) if len(arguments) == 1 else None
+        raise ConfigError(f"bench report has no option {arguments[0]}: see bench report --help")
+    found = {argument: read_outcomes(argument) for argument in arguments}
+    print_table([outcome for outcomes in found.values() for outcome in outcomes])
+    for argument, outcomes in found.items():
+        if outcomes and Path(argument).is_dir():
+            write(Folder(Path(argument)), outcomes)
+            print(f"{argument}/report.md and report.html written")  # noqa: T201
     return 0

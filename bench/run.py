@@ -37,7 +37,7 @@ def run(requests: Sequence[Request], yaml: str) -> int:
             outcomes = folder.journal.outcomes()
             folder.write(table.CSV, table.to_csv(outcomes.values()))
             if outcomes:
-                folder.write("report.md", report.markdown(list(outcomes.values())))
+                report.write(folder, list(outcomes.values()))
         asked = _asked(todo, outcomes)
     report.print_table(asked)
     progress.conclude(asked)

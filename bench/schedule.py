@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from .cell import Cell, Job
-from .errors import ResultsError
+from .errors import ConfigError, ResultsError
 from .folder import Folder
 from .journal import log_tail
 from .launchers.base import launchers
@@ -109,13 +109,13 @@ class _Runner:
         try:
             (place / "job.json").write_text(json.dumps(task, indent=1))
         except OSError as error:
-            raise ResultsError(f"cannot write {place}/job.json: {error.strerror}") from error
+            raise self._full(f"cannot write {place}/job.json: {error.strerror}") from error
         watch = _Watch(job, self.folder, self.listen, self.plan)
         killed_before = _oom_kills()
         status, timed_out = self._process(job, place, watch)
         left = [cell for cell in job.cells if cell.id not in watch.done]
         if status == EXIT_JOURNAL:
-            raise ResultsError((log_tail(place / "log", 1) or (f"the worker could not write {task['journal']}",))[0])
+            raise self._full(f"cannot write {self.folder.journal.path}: {_reason(place / 'log')}")
         if not left or (watch.current is None and watch.done and not timed_out):
             return left  # all done, or it died between two cells: the next worker goes on
         victims = [watch.current] if watch.current else left
@@ -128,16 +128,23 @@ class _Runner:
         """Exit status of the worker, and whether it was ended for taking too long."""
         launcher = job.cells[0].launcher
         command = launchers.get(launcher.name)(**launcher.kwargs).command(job, place)
-        with (place / "log").open("wb") as log:
-            process = subprocess.Popen(
-                command.argv,
-                env={**os.environ, **command.env, WATCH_STDIN: "1"},
-                stdin=subprocess.PIPE,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                pass_fds=(self.lock,),
-            )
+        try:
+            log = (place / "log").open("wb")
+        except OSError as error:
+            raise self._full(f"cannot write {place}/log: {error.strerror}") from error
+        with log:
+            try:
+                process = subprocess.Popen(
+                    command.argv,
+                    env={**os.environ, **command.env, WATCH_STDIN: "1"},
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                    pass_fds=(self.lock,),
+                )
+            except OSError as error:
+                raise ConfigError(f"cannot start {command.argv[0]}: {error.strerror}") from error
         ended = threading.Event()
 
         def wait() -> None:
@@ -156,6 +163,13 @@ class _Runner:
             _end(process, ended, ask_for_stacks=timed_out)
             watch.look()
         return process.returncode, timed_out
+
+    @staticmethod
+    def _full(what: str) -> ResultsError:
+        return ResultsError(
+            f"{what}. Everything measured so far is kept; make room or choose another folder with results=DIR, "
+            f"then run the same command again"
+        )
 
     def fail(self, cell: Cell, launch: int, kind: str, message: str, log: str) -> None:
         """Write the failure of a cell whose worker could not."""
@@ -211,6 +225,12 @@ class _Watch:
     def _allow(self, seconds: float) -> None:
         self.limit = seconds
         self.deadline = time.monotonic() + seconds
+
+
+def _reason(log: Path) -> str:
+    """Why the worker could not write the journal, from its log; on a full disk that line may be missing too."""
+    said = [line for line in log_tail(log) if "journal.jsonl: " in line]
+    return said[-1].partition("journal.jsonl: ")[2].partition(".")[0] if said else "the disk may be full"
 
 
 def _cause(status: int, timed_out: bool, watch: _Watch, oom_killed: bool) -> tuple[str, str]:

@@ -63,6 +63,7 @@ INFO = (
     Column("seed", "info", "seed of weights and prompts", "count"),
     Column("approximation", "info", "what stands in for an architecture that transformers does not have"),
     Column("warnings", "info", "what the worker noticed, separated by '; '"),
+    Column("other_cores", "info", "processors that other processes kept busy while measuring", "count"),
     Column("output_hash", "info", "hash of the generated tokens: equal hashes, equal tokens"),
     Column("started", "info", "UTC time at which the cell began"),
     Column("cell", "info", "hash over everything that matters: the resume token"),

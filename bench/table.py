@@ -54,6 +54,7 @@ def row(outcome: Outcome) -> dict[str, Scalar]:
             seed=outcome.seed,
             approximation=outcome.approximation,
             warnings="; ".join(outcome.warnings) or None,
+            other_cores=None if math.isnan(outcome.other_cores) else outcome.other_cores,
             output_hash=hashes.pop() if len(hashes) == 1 else "varies",
         )
     return values

@@ -22,7 +22,7 @@ from . import fingerprint, peaks
 from .cell import Cell, Scalar
 from .devices.base import Device, devices
 from .engines.base import Engine, Loaded, engines
-from .errors import CellError, OutOfMemory, ResultsError, Unsupported
+from .errors import CellError, LoadError, OutOfMemory, ResultsError, Unsupported
 from .journal import Journal, log_tail
 from .measure import Stopwatch, measure, suspicions
 from .precisions.base import precisions
@@ -61,6 +61,7 @@ WATCH_STDIN = "BENCH_WATCH_STDIN"
 def main(argv: list[str]) -> int:
     """Measure the job at path `argv[0]`. Every outcome, failures included, is in the journal when this returns 0."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    faulthandler.enable()  # a segmentation fault leaves its stack in the log
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks for the stacks before it kills
     if os.environ.get(WATCH_STDIN):
@@ -141,13 +142,14 @@ class _Worker:
             hook_s=samples.hook_s,
             peak_memory_bytes=samples.peak_memory_bytes,
             peak_reserved_bytes=samples.peak_reserved_bytes,
+            other_cores=samples.other_cores,
             compiled=self.engine.compiles(cell),
             cost=loaded.cost,
             peaks=limits,
             seed=cell.seed,
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=environment,
-            warnings=(*loaded.warnings, *warnings, *suspicions(samples)),
+            warnings=(*loaded.warnings, *warnings, *suspicions(samples, self.device)),
         )
 
     def _fail(self, cell: Cell, error: CellError, environment: dict[str, Scalar]) -> None:
@@ -178,9 +180,12 @@ class _Worker:
         where = " while loading the model" if while_loading else ""
         if self.device.out_of_memory(error):
             return OutOfMemory(f"out of memory{where}: {_first_line(error)}")
+        kind = LoadError if while_loading else CellError
         if isinstance(error, SystemExit):
-            return CellError(f"a library called exit({error.code}){where}")
-        return CellError(f"{type(error).__name__}{where}: {_first_line(error)}")
+            return kind(f"a library called exit({error.code}){where}")
+        if isinstance(error, ImportError):
+            return kind(f"{_first_line(error)}: install it into the worker's interpreter")
+        return kind(f"{type(error).__name__}{where}: {_first_line(error)}")
 
     def _recover(self) -> bool:
         """Free what a failed cell held; False when the device itself no longer answers."""

@@ -12,7 +12,7 @@ from statistics import median
 
 PLAN = ("plan", "device=fake", "num_beams=[1,2,3,4,5,6,7,8,9,10]", f"batch_size=[{','.join(map(str, range(1, 26)))}]",
         f"lengths=[{','.join(f'{tokens}/32' for tokens in range(1, 41))}]")  # fmt: skip
-CODE = "import sys; sys.argv[0] = 'bench'; from bench.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+CODE = "import sys; from bench.__main__ import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
 
 
 def main() -> None:

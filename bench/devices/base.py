@@ -64,7 +64,7 @@ class Device:
         """byte/s of a large copy on the device, bytes read plus bytes written; the best of a few."""
         import torch
 
-        size = 2**28 if self.torch_type == "cpu" else 2**31
+        size = 2**27 if self.torch_type == "cpu" else 2**31
         source = torch.ones(size // 4, dtype=torch.float32, device=self.torch_type)
         target = torch.empty_like(source)
         return 2 * size / self._best(partial(target.copy_, source))
@@ -77,21 +77,25 @@ class Device:
         while True:
             left = torch.randn(size, size, device=self.torch_type).to(getattr(torch, dtype))
             right = torch.randn(size, size, device=self.torch_type).to(getattr(torch, dtype))
-            seconds = self._best(partial(torch.matmul, left, right))
-            if self.torch_type != "cpu" or seconds > 0.02 or size >= 4096:
-                return float(2 * size**3 / seconds)
+            multiply = partial(torch.matmul, left, right)
+            if self.torch_type != "cpu" or size >= 4096 or self._once(multiply) > 0.02:
+                return float(2 * size**3 / self._best(multiply))
             size *= 2
 
+    def _once(self, work: Callable[[], object]) -> float:
+        self.synchronize()
+        start = self.mark()
+        work()
+        end = self.mark()
+        self.synchronize()
+        return self.elapsed([start, end])[0]
+
     def _best(self, work: Callable[[], object]) -> float:
-        times = []
-        for _ in range(6):
-            self.synchronize()
-            start = self.mark()
-            work()
-            end = self.mark()
-            self.synchronize()
-            times += self.elapsed([start, end])
-        return min(times[1:])
+        """Shortest time of `work`, s: at least 5 times and for 0.2 s, so that clocks have risen."""
+        times: list[float] = []
+        while len(times) < 5 or sum(times) < 0.2:
+            times.append(self._once(work))
+        return min(times)
 
     def info(self) -> dict[str, Scalar]:
         """The fingerprint columns `device_name`, `device_count`, `device_memory_bytes`, `driver`."""
