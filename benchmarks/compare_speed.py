@@ -1,6 +1,6 @@
 """Time `bench compare` on 10,000 rows against 10,000 rows, process start included, and the size of its HTML.
 
-Run from the repository root: python benchmarks/compare_speed.py [ROWS] [LAUNCHES]
+Run from the repository root: python -m benchmarks.compare_speed [ROWS] [LAUNCHES]
 """
 
 from __future__ import annotations

@@ -27,7 +27,8 @@ def accuracy(match: Match, settings: Settings) -> list[Result]:
     results = []
     for metric in ("acc", "perplexity"):
         sides = [_first(rows, metric) for rows in (match.base, match.cand)]
-        for cell in sorted(set(sides[0]) & set(sides[1])):
+        still_there = match.cand.count(match.cand.ok, match.cells) > 0
+        for cell in sorted(cell for cell in sides[0] if cell in sides[1] or still_there[cell]):
             result = Result(
                 label=match.labels[cell],
                 key={name: values[cell] for name, values in match.keys.items()},
@@ -42,8 +43,9 @@ def accuracy(match: Match, settings: Settings) -> list[Result]:
                 cand_ok=1,
                 cand_n=1,
             )
-            if match.hard[cell]:
-                result.verdict, result.reason = "not-comparable", match.hard[cell]
+            if match.hard[cell] or cell not in sides[1]:
+                result.verdict = "not-comparable"
+                result.reason = match.hard[cell] or "the candidate has no value"
             else:
                 decide = _accuracy if metric == "acc" else _perplexity
                 decide(result, sides[0][cell], sides[1][cell], settings)
@@ -71,7 +73,7 @@ def _paired(base: dict[str, Any], cand: dict[str, Any], result: Result) -> list[
     unmatched = max(len(a), len(b)) - len(pairs)
     result.accuracy = {"n": len(pairs), "unmatched": unmatched}
     if unmatched > UNMATCHED * max(len(a), len(b)):
-        result.verdict, result.gates = "not-comparable", False
+        result.verdict = "not-comparable"
         result.reason = (
             f"{unmatched} of {max(len(a), len(b))} documents have no partner with the same prompt and target"
         )

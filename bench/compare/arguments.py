@@ -98,7 +98,7 @@ def parser() -> Parser:
         "--format", choices=FORMATS, default="table", help="on standard output, or in a plain --out FILE"
     )
     output.add_argument("--out", action="append", default=[], metavar="[FORMAT=]FILE", help="repeatable: md=… junit=…")
-    output.add_argument("--max-rows", type=int, default=40, metavar="N", help="of the table (40)")
+    output.add_argument("--max-rows", type=int, metavar="N", help="of the table (40, or all with --all)")
     output.add_argument("--all", action="store_true", help="show equivalent cells too")
     output.add_argument("--sort", choices=("severity", "name"), default="severity")
     output.add_argument("--no-color", action="store_true")

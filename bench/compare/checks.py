@@ -54,10 +54,10 @@ def mann_whitney(a: Array, b: Array) -> Array:
 
 
 def spread_disagrees(var_a: Array, n_a: Array, var_b: Array, n_b: Array, level: float = 0.01) -> NDArray[np.bool_]:
-    """Whether an F test finds the launch variances different."""
+    """Whether an F test finds the launch variances different; `level` is that of all cells together."""
     with np.errstate(divide="ignore", invalid="ignore"):
         f = var_b / var_a
         above = special.fdtrc(n_b - 1, n_a - 1, f)
     both = np.isfinite(f) & (f > 0) & (n_a > 1) & (n_b > 1)
-    disagrees: NDArray[np.bool_] = both & (np.minimum(above, 1 - above) < level / 2)
+    disagrees: NDArray[np.bool_] = both & (np.minimum(above, 1 - above) < level / 2 / max(int(both.sum()), 1))
     return disagrees

@@ -67,7 +67,8 @@ def _output(report: Report, kind: str, path: Path | None, args: argparse.Namespa
     if kind == "table":
         from . import render_terminal
 
-        text = render_terminal.render(report, args.max_rows, args.all, args.sort)
+        most = args.max_rows or (None if args.all else render_terminal.ROWS)
+        text = render_terminal.render(report, most, args.all, args.sort)
         if path is None:
             show(text, color=not args.no_color)
             return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 
 from ..errors import ConfigError
 from ..metrics import METRICS
@@ -18,6 +17,7 @@ from .model import Comparison
 from .noise import Floor, read_floor
 from .outcome import outcomes
 from .read import Side
+from .rows import code, extremes
 from .settings import Settings
 from .suite import launch_counts, marginals, session, suites
 
@@ -96,15 +96,17 @@ def floor_warnings(floor: Floor, matched: Match, settings: Settings) -> list[str
 
 def _identical(matched: Match) -> tuple[int, int] | None:
     """Cells in which both sides generated the same tokens, of those for which both know; None when none is known."""
-    hashes = []
-    for rows in (matched.base, matched.cand):
-        if "output_hash" not in rows.frame:
-            return None
-        known = rows.ok & (rows.frame["output_hash"] != "").to_numpy(bool)
-        texts = pd.Series(rows.frame["output_hash"].to_numpy(object)[known])
-        hashes.append(texts.groupby(rows.cell[known]).agg(lambda values: "|".join(sorted(set(values)))))
-    both = hashes[0].index.intersection(hashes[1].index)
-    if not len(both):
+    sides = (matched.base, matched.cand)
+    if any("output_hash" not in rows.frame for rows in sides):
         return None
-    same = int(np.sum(hashes[0][both].to_numpy() == hashes[1][both].to_numpy()))
-    return same, len(both)
+    codes, texts = code((sides[0].frame, sides[1].frame), "output_hash")
+    split = len(sides[0].frame)
+    low, high = [], []
+    for rows, mine in zip(sides, (codes[:split], codes[split:]), strict=True):
+        known = rows.ok & np.isin(mine, [i for i, text in enumerate(texts) if text])
+        least, most = extremes(rows.cell[known], mine[known], matched.cells)
+        low.append(least)
+        high.append(most)
+    both = (high[0] >= 0) & (high[1] >= 0)
+    same = both & (np.minimum(*low) == np.maximum(*high))
+    return (int(same.sum()), int(both.sum())) if both.any() else None

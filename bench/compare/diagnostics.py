@@ -10,7 +10,7 @@ import numpy as np
 
 from ..journal import NAME as JOURNAL
 from ..journal import Journal
-from ..metrics import percentile, tpot, ttft
+from ..metrics import itl, tpot, ttft
 from ..record import Iteration, Record
 from .kernels import Array, order_interval
 from .match import Match
@@ -20,13 +20,19 @@ from .rows import Rows
 
 SERIES: dict[str, Callable[[Iteration], float]] = {"ttft_s": ttft, "tpot_s": tpot, "e2e_s": lambda item: item.e2e_s}
 """Metrics with one value per iteration."""
+QUANTILES = {"itl_p50_s": 0.50, "itl_p90_s": 0.90, "itl_p99_s": 0.99}
+"""Metrics that are quantiles of all inter-token gaps of a launch."""
 WARM = 1.10
 """A first iteration this much slower than the median of the rest was warm-up."""
 
 
 def diagnose(results: list[Result], base: Side, cand: Side, matched: Match) -> list[str]:
     """Attach iterations to the results of which a journal lies beside the table. Returns warnings."""
-    wanted = [result for result in results if result.metric in SERIES and result.tier in ("T0", "T1", "T1p")]
+    wanted = [
+        result
+        for result in results
+        if result.metric in SERIES.keys() | QUANTILES.keys() and result.tier in ("T0", "T1", "T1p")
+    ]
     journals = [_records(side) for side in (base, cand)]
     if not wanted or not any(journals):
         return []
@@ -39,26 +45,34 @@ def diagnose(results: list[Result], base: Side, cand: Side, matched: Match) -> l
             for result in cells.get(key, ()):
                 found = summarise(launches, result.metric)
                 result.samples = {**(result.samples or {}), name: found}
-                if found["first_over_rest"] > WARM:
+                if (found.get("first_over_rest") or 0.0) > WARM:
                     slow.add(result.label)
     return [f"the first iteration is slow in {len(slow)} cells: raise warmup"] if slow else []
 
 
 def summarise(launches: list[Record], metric: str) -> dict[str, Any]:
-    """Iterations by launch, with the last launch's median and its 95 % interval, and scatter within launches."""
+    """What the iterations of a cell say: its quantile's 95 % interval in the last launch, scatter within launches."""
+    if metric in QUANTILES:
+        gaps = [[gap for iteration in record.iterations for gap in itl(iteration)] for record in launches]
+        return {"samples": len(gaps[-1]), "interval": _interval(gaps[-1], QUANTILES[metric])}
     series = [[SERIES[metric](iteration) for iteration in record.iterations] for record in launches]
     logs = [np.log(np.array(values)) for values in series]
-    last = sorted(series[-1])
-    ranks = order_interval(len(last), 0.5)
     firsts = [float(np.exp(x[0] - np.median(x[1:]))) for x in logs if len(x) > 2]
     return {
         "iterations": series,
-        "median": percentile(last, 50),
-        "median_interval": [last[ranks[0] - 1], last[ranks[1] - 1]] if ranks else None,
+        "samples": len(series[-1]),
+        "interval": _interval(series[-1], 0.5),
         "within_sd": within_sd(logs),
         "lag1": lag1(logs),
-        "first_over_rest": float(np.median(firsts)) if firsts else 1.0,
+        "first_over_rest": float(np.median(firsts)) if firsts else None,
     }
+
+
+def _interval(samples: list[float], quantile: float) -> list[float] | None:
+    """Distribution-free 95 % interval of a quantile; None when there are too few samples for one."""
+    ranks = order_interval(len(samples), quantile)
+    ordered = sorted(samples)
+    return [ordered[ranks[0] - 1], ordered[ranks[1] - 1]] if ranks else None
 
 
 def within_sd(logs: list[Array]) -> float | None:

@@ -73,5 +73,9 @@ def _document(sample: dict[str, Any]) -> Document:
 
 
 def _short(value: Any, most: int = 300) -> str:
+    if isinstance(value, list) and len(value) == 1:
+        return _short(value[0], most)
+    if isinstance(value, dict) and isinstance(value.get("text"), str):
+        value = value["text"]
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= most else "… " + text[-most:]

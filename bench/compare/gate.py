@@ -90,7 +90,7 @@ def gate(comparison: Comparison, settings: Settings) -> None:
             codes.append(UNDECIDED)
         elif result.fails:
             codes.append(FAILED)
-        if result.verdict == "not-comparable" and " differs: " in result.reason:
+        if result.verdict == "not-comparable" and result.gates:
             codes.append(NOTHING)
         if settings.strict and result.gates and not result.waived and undecided(result):
             codes.append(UNDECIDED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -142,6 +143,7 @@ def tango(lost: int, gained: int, n: int, z: float) -> tuple[float, float]:
     return bound(+1), bound(-1)
 
 
+@functools.lru_cache(maxsize=256)
 def order_interval(n: int, p: float, confidence: float = 0.95) -> tuple[int, int] | None:
     """1-based ranks of the shortest distribution-free interval of the p-quantile, None when n is too small for one."""
     ranks = np.arange(n + 1)

@@ -242,17 +242,18 @@ class _Results:
                 result.notes.append(f"the candidate's launches spread {spread[cell]:.2g} times as far as the base's")
 
     def finish(self, hard: NDArray[np.bool_]) -> list[Result]:
-        """Results in the order of the cells, with those that cannot be compared."""
+        """Results in the order of the cells, with those that cannot be compared.
+
+        A cell that lost its value gates, because a gate that never sees a value passes for ever.
+        """
         n_a, n_b = self.a.sample.n, self.b.sample.n
-        for cell in np.flatnonzero(((n_a > 0) | (n_b > 0)) & (hard | (n_a == 0) | (n_b == 0))).tolist():
-            if hard[cell]:
-                self.new(cell, "not-comparable", "").reason = self.match.hard[cell]
-            elif (
-                self.match.base.ok[self.match.base.cell == cell].any()
-                and self.match.cand.ok[self.match.cand.cell == cell].any()
-            ):
-                side = "base" if n_a[cell] == 0 else "candidate"
-                self.new(cell, "not-comparable", "").reason = f"the {side} has no value"
+        cells = self.match.cells
+        succeeded = [rows.count(rows.ok, cells) > 0 for rows in (self.match.base, self.match.cand)]
+        one_sided = (n_a > 0) != (n_b > 0)
+        for cell in np.flatnonzero(((n_a > 0) | (n_b > 0)) & succeeded[0] & succeeded[1] & (hard | one_sided)).tolist():
+            result = self.new(cell, "not-comparable", "")
+            result.reason = self.match.hard[cell] or f"the {'base' if n_a[cell] == 0 else 'candidate'} has no value"
+            result.gates &= bool(hard[cell] or n_b[cell] == 0)
         return [self.slots[cell] for cell in sorted(self.slots)]
 
 

@@ -110,17 +110,20 @@ def _refuse_unknown(rows: Rows, side: Side, unknown: Iterable[str], cells: int) 
             )
 
 
+_USUAL = {"decoding": ("greedy", "beam"), "task": ("generate",)}
+"""Values that a label leaves out: greedy and beam follow from the number of beams, generating is what most cells do."""
+
+
 def _labels(keys: dict[str, list[str]], wanted: Iterable[int]) -> list[str]:
     """Cells in words: the model, the precision, and every key with more than one value."""
-    chosen = [name for name, values in keys.items() if name in ("model", "precision") or len(set(values)) > 1]
+    chosen = [name for name, values in keys.items() if name in ("model", "precision") or len(set(values) - {""}) > 1]
     lengths = "input_tokens" in chosen or "output_tokens" in chosen
     parts = []
     for name in chosen or list(keys)[:1]:
         if name in ("input_tokens", "output_tokens") and "input_tokens" in keys and "output_tokens" in keys:
             continue
-        if name == "decoding" and "num_beams" in keys:
-            # greedy and beam follow from the number of beams; only sampling says something new.
-            parts.append(["sample" if value == "sample" else "" for value in keys[name]])
+        if name in _USUAL:
+            parts.append(["" if value in _USUAL[name] else value for value in keys[name]])
             continue
         prefix = {"batch_size": "bs", "num_beams": "beams", "world_size": "x"}.get(name, "")
         parts.append([f"{prefix}{value}" if value else "" for value in keys[name]])

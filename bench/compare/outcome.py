@@ -105,7 +105,7 @@ def _combinations(match: Match, settings: Settings) -> list[list[Condition]] | N
     for item in data if isinstance(data, list) else [data]:
         if not isinstance(item, dict):
             raise ConfigError(f"{settings.expected}: expected axes with lists of values, such as batch_size: [1, 8]")
-        axes = {name: value if isinstance(value, list) else [value] for name, value in item.items()}
+        axes = {str(name): value if isinstance(value, list) else [value] for name, value in item.items()}
         pairs = [str(pair).partition("/")[::2] for pair in axes.pop("lengths", [])]
         lengths = [{"input_tokens": tokens_in, "output_tokens": tokens_out} for tokens_in, tokens_out in pairs]
         for values in product(*axes.values(), lengths or [{}]):

@@ -22,7 +22,7 @@ def render(report: Report) -> str:
     keys = list(dict.fromkeys(key for c in report.comparisons for result in c.results for key in result.key))
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["candidate", *keys, *FIELDS])
+    writer.writerow(["candidate", *map(safe, keys), *FIELDS])
     for comparison in report.comparisons:
         for result in comparison.results:
             key = [safe(result.key.get(name, "")) for name in keys]

@@ -108,7 +108,7 @@ def _row(result: Result) -> str:
     line = text.line(result)
     name, _, why = line.verdict.partition(": ")
     detail = f'<div class="why">{escape(why)}</div>' if why else ""
-    title = f' title="{escape("; ".join(result.notes))}"' if result.notes else ""
+    title = f' title="{escape(text.details(result))}"' if result.d is not None else ""
     change = plots.worse(result) if result.d is not None else None
     return (
         f'<tr data-metric="{escape(result.metric)}" data-verdict="{escape(result.verdict)}"{title}>'

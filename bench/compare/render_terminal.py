@@ -11,6 +11,8 @@ from . import text
 from .model import Comparison, Report
 
 HEADER = ("cell", "metric", "base", "cand", "change", "interval", "tier", "verdict")
+ROWS = 40
+"""Rows shown before they are only counted."""
 NOTES = 12
 """Footnotes shown before they are only counted."""
 
@@ -18,7 +20,7 @@ _STYLES = {"regressed": "red", "failed": "red", "missing": "red", "accuracy-regr
 _GATE = {"FAIL": "bold red", "PASS": "bold green", "INCONCLUSIVE": "bold yellow", "NOT COMPARABLE": "bold yellow"}
 
 
-def render(report: Report, most: int = 40, everything: bool = False, sort: str = "severity") -> str:
+def render(report: Report, most: int | None = ROWS, everything: bool = False, sort: str = "severity") -> str:
     """Plain text; `show` colours it."""
     blocks = [_comparison(item, report, most, everything, sort) for item in report.comparisons]
     if report.warn_only:
@@ -26,7 +28,7 @@ def render(report: Report, most: int = 40, everything: bool = False, sort: str =
     return "\n".join(blocks)
 
 
-def _comparison(comparison: Comparison, report: Report, most: int, everything: bool, sort: str) -> str:
+def _comparison(comparison: Comparison, report: Report, most: int | None, everything: bool, sort: str) -> str:
     lines = [f"{comparison.gate}  {text.sentence(comparison)}   ({text.scope(comparison)})"]
     if len(report.comparisons) > 1:
         lines.insert(0, f"{comparison.cand} against {comparison.base}")
@@ -34,12 +36,12 @@ def _comparison(comparison: Comparison, report: Report, most: int, everything: b
     if differences:
         lines.append("env   " + " · ".join(differences))
     shown = [result for result in comparison.results if everything or result.verdict not in text.QUIET]
-    rows = [astuple(text.line(result)) for result in text.ordered(shown, sort)]
-    hidden = len(comparison.results) - len(rows)
+    rows = [astuple(text.line(result)) for result in text.ordered(shown, sort)[:most]]
+    hidden = len(comparison.results) - len(shown)
     if rows:
-        lines += _table([HEADER, *rows[:most]])
-    if len(rows) > most:
-        lines.append(f"      {len(rows) - most} more rows not shown (--max-rows, --all)")
+        lines += _table([HEADER, *rows])
+    if len(shown) > len(rows):
+        lines.append(f"      {len(shown) - len(rows)} more rows not shown (--max-rows)")
     if hidden:
         lines.append(f"      {hidden} equivalent or non-inferior rows not shown (--all)")
     summary = text.suite(comparison)

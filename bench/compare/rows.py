@@ -77,9 +77,10 @@ def combine(columns: Iterable[Ints], rows: int) -> tuple[Ints, Ints]:
 
 
 def varies(rows: Rows, name: str, cells: int) -> NDArray[np.bool_]:
-    """By cell: whether a column has more than one value in it."""
-    codes, _ = code((rows.frame, rows.frame[:0]), name)
-    low, high = extremes(rows.cell, codes, cells)
+    """By cell: whether a column has more than one value among the successful rows that have one."""
+    codes, texts = code((rows.frame, rows.frame[:0]), name)
+    known = rows.ok & (codes != (texts.index("") if "" in texts else -1))
+    low, high = extremes(rows.cell[known], codes[known], cells)
     return high > low
 
 

@@ -92,8 +92,9 @@ def value(number: float | None, kind: str, name: str = "") -> str:
 
 
 def _digits(number: float, unit: str) -> str:
-    places = max(0, 3 - (math.floor(math.log10(abs(number))) + 1 if number else 1) + 1)
-    return f"{number:.{min(places, 4)}f} {unit}".strip()
+    rounded = float(f"{abs(number):.4g}")  # 9.99999 is 10.00
+    places = 3 - math.floor(math.log10(rounded)) if rounded else 3
+    return f"{number:.{min(max(places, 0), 4)}f} {unit}".strip()
 
 
 def percent(share: float, places: int = 1) -> str:
@@ -154,6 +155,9 @@ def verdict(result: Result) -> str:
     more = []
     if result.verdict in ("regressed", "improved"):
         more.append(f"margin {percent(result.margin or 0, 1 if (result.margin or 0) * 100 % 1 else 0)}")
+        q = result.q_worse if result.verdict == "regressed" else result.q_better
+        if q is not None:
+            more.append(f"q={q:.1g}" if q >= 1e-4 else "q<0.0001")
     if result.verdict in ("accuracy-regressed", "accuracy-improved") and result.margin is not None:
         more.append(
             f"margin {100 * result.margin:.2f} pp" if result.metric == "acc" else f"margin {percent(result.margin)}"
@@ -173,6 +177,20 @@ def verdict(result: Result) -> str:
     if result.accuracy and "flips" in result.accuracy and result.accuracy["flips"]:
         more.append(f"{result.accuracy['flips']} of {result.accuracy['n']} documents flipped")
     return f"{text}: {'; '.join(more)}" if more else text
+
+
+def details(result: Result) -> str:
+    """Second opinions and notes, for a tooltip."""
+    figures = {
+        "Hodges-Lehmann ratio": result.hl_ratio,
+        "Mann-Whitney p": result.mwu_p,
+        "q worse": result.q_worse,
+        "q better": result.q_better,
+        "spread ratio": result.spread_ratio,
+        "shift removed": result.shift_removed,
+    }
+    words = [f"{name} {figure:.4g}" for name, figure in figures.items() if figure is not None]
+    return "; ".join([result.method, *words, *result.notes])
 
 
 def _leaning(result: Result) -> str:

@@ -90,8 +90,8 @@ def test_non_inferiority_of_paired_documents(tmp_path, lost, gained, margin, ver
     assert details["flip_lower"] < details["flip_rate"] == (lost + gained) / N < details["flip_upper"]
     assert len(details["documents"]) == 20
     assert details["documents"][0] == {
-        "doc": "h0", "text": '{"text": "document 0"}', "target": "word", "lost": True,
-        "base": '["a-0"]', "cand": '["b-0"]',
+        "doc": "h0", "text": "document 0", "target": "word", "lost": True,
+        "base": "a-0", "cand": "b-0",
     }  # fmt: skip
 
 
@@ -187,6 +187,16 @@ def test_another_task_version_is_not_comparable(tmp_path):
     b = evaluation(tmp_path, "b", cand, versions={"lambada_openai": 2.0})
     comparison = outcome(a, b)
     assert {r.verdict for r in comparison.results} == {"not-comparable"}
+    assert comparison.exit_code == 4
+
+
+def test_accuracy_that_is_gone_is_not_comparable(tmp_path, save):
+    from conftest import rows
+
+    base = save(rows([{"acc": 0.7, "n": 5153, "ttft_s": 0.1}]), "base")
+    cand = save(rows([{"ttft_s": 0.1}], run="b"), "cand")
+    comparison = outcome(base, cand)
+    assert (acc(comparison).verdict, acc(comparison).reason) == ("not-comparable", "the candidate has no value")
     assert comparison.exit_code == 4
 
 

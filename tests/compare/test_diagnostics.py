@@ -12,6 +12,7 @@ from bench.compare import render_html
 from bench.compare.cli import main
 from bench.compare.compare import compare
 from bench.compare.diagnostics import lag1, within_sd
+from bench.compare.kernels import order_interval
 from bench.compare.model import Report, plain
 from bench.compare.read import read_side
 from bench.compare.settings import Settings
@@ -30,7 +31,8 @@ def record(launch: int, first: float = 1.0, factor: float = 1.0, run: str = "a")
     return Record(
         cell="c0ffee", launch=launch, axes=axes, run=run, log="log", started=f"2026-01-01T00:0{launch}:00Z",
         iterations=tuple(iterations), warmups=(), load_s=1.0, hook_s=1e-6, peak_memory_bytes=1e9,
-        peak_reserved_bytes=2e9, compiled=False, cost=ModelCost(), peaks=Peaks(), seed=0, approximation=None,
+        peak_reserved_bytes=2e9, other_cores=0.1, compiled=False, cost=ModelCost(), peaks=Peaks(), seed=0,
+        approximation=None,
         fingerprint={"clock": "event", "device_name": "Arc B580", "torch": "2.9.0"},
     )  # fmt: skip
 
@@ -65,7 +67,7 @@ def test_iterations_are_attached_and_do_not_replicate(folder):
     found = comparison.results[0].samples
     assert len(found["base"]["iterations"][0]) == 10
     ordered = sorted(found["base"]["iterations"][0])
-    assert found["base"]["median_interval"] == [ordered[1], ordered[8]]
+    assert found["base"]["interval"] == [ordered[1], ordered[8]]
     page = render_html.render(Report([comparison], plain(vars(Settings())), "bench", 0))
     assert "<svg" in page
 
@@ -107,6 +109,17 @@ def test_a_failure_in_the_journal_is_a_status(folder):
         "jobs/1/log",
         "oom",
     )
+
+
+def test_percentiles_have_intervals_of_their_own(folder):
+    sides = [folder(name, [record(i, run=name) for i in (1, 2, 3)]) for name in "ab"]
+    results = compare(read_side([sides[0]]), read_side([sides[1]]), Settings(metrics=("itl_p90", "itl_p99"))).results
+    p90, p99 = (result.samples["base"] for result in results)
+    gaps = sorted(b - a for i in record(3).iterations for a, b in zip(i.steps_s, i.steps_s[1:], strict=False))
+    assert p90["samples"] == 30
+    assert p90["interval"] == [gaps[rank - 1] for rank in order_interval(30, 0.9)]
+    assert p99["interval"] is None
+    assert [result.gates for result in results] == [True, False]
 
 
 def test_lag_and_scatter_of_known_series():

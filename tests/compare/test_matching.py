@@ -63,6 +63,11 @@ def test_an_unknown_column_that_varies_inside_a_cell_is_named(save, capsys):
     assert main([paths[0], paths[0], "--key", "attention"]) == 0
 
 
+def test_an_unknown_column_may_be_blank_where_a_launch_failed(save):
+    base = pd.concat([rows(GOOD).assign(attention="sdpa"), failing("oom", 1).assign(launch=4, run="run-a")])
+    assert outcome(save, base, rows(GOOD, run="b")).counts == {"equivalent": 2}
+
+
 def test_an_unknown_column_that_differs_between_the_sides_is_listed(save):
     comparison = outcome(save, rows(GOOD).assign(kernel_flag="a"), rows(GOOD, run="b").assign(kernel_flag="b"))
     assert [(d.column, d.base, d.cand, d.hard) for d in comparison.environment] == [
@@ -168,6 +173,9 @@ def test_a_value_of_one_side_only_is_not_comparable(save):
     assert {(r.metric, r.verdict, r.reason) for r in comparison.results if r.metric == "tpot_s"} == {
         ("tpot_s", "not-comparable", "the candidate has no value")
     }
+    assert comparison.exit_code == NOTHING
+    gained = outcome(save, rows([{"ttft_s": 0.1}] * 3), rows(GOOD, run="b"))
+    assert (gained.counts["not-comparable"], gained.exit_code) == (1, OK)
 
 
 def test_expected_matrix(save, tmp_path):

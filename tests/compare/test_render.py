@@ -131,7 +131,7 @@ def test_markdown_stays_below_the_limit_and_counts_what_it_leaves_out(large, lim
 
 def test_terminal_counts_what_it_leaves_out(large):
     words = render_terminal.render(large, most=10)
-    assert "990 more rows not shown" in words
+    assert "990 more rows not shown (--max-rows)" in words
 
 
 def test_annotations_are_ten_at_most(large):
@@ -204,7 +204,8 @@ def test_annotations_stay_on_their_line(nasty):
 @pytest.mark.parametrize(
     ("number", "kind", "expected"),
     [
-        (0.0214, "duration", "21.40 ms"), (0.118, "duration", "118.0 ms"), (2.5, "duration", "2.500 s"),
+        (0.0214, "duration", "21.40 ms"), (0.0099999999, "duration", "10.00 ms"), (0.118, "duration", "118.0 ms"),
+        (2.5, "duration", "2.500 s"),
         (1234.5, "duration", "1234 s"), (0.0000123, "duration", "12.30 µs"), (3 * 2**30, "bytes", "3.000 GiB"),
         (5.5 * 2**20, "bytes", "5.500 MiB"), (0.731, "proportion", "73.10 %"), (46.73, "rate", "46.73 tok/s"),
         (None, "duration", "–"),
