@@ -170,7 +170,7 @@ def _model_option(value: str) -> str:
     if option in model_names():
         option += "-local" if is_folder else "-hub"
     ConfigStore.instance().store(group="model", name=option, node=node)
-    return option
+    return f"'{option}'"  # else Hydra takes a folder called 7 for a number
 
 
 def _hub_ids() -> dict[str, str]:

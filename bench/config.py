@@ -132,7 +132,7 @@ def request(config: Mapping[str, Any]) -> Request:
         cells=tuple(cells),
         launches=_integer("launches", options["launches"], 1),
         results=options["results"],
-        name=options["name"],
+        name=_name(options["name"]),
         retry_failed=bool(options["retry_failed"]),
         timeout_s=_seconds("timeout_s", options["timeout_s"]),
         load_timeout_s=_seconds("load_timeout_s", options["load_timeout_s"]),
@@ -211,6 +211,12 @@ def _known(what: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
     """Hydra refuses unknown keys, but a key added with + passes it."""
     for key in given.keys() - set(known):
         raise ConfigError(did_you_mean(what, key, known))
+
+
+def _name(name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+        raise ConfigError(f"name={name}: letters, digits and _.- only; a whole path is given with results=DIR")
+    return name
 
 
 def _interpreter(python: str | None) -> str | None:

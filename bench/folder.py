@@ -15,6 +15,7 @@ from pathlib import Path
 from .errors import ResultsError
 from .journal import NAME, Journal
 from .plan import Plan
+from .record import Failure
 
 LOCK = ".lock"
 
@@ -109,4 +110,8 @@ def _slug(plan: Plan) -> str:
 
 def _finished(path: Path, plan: Plan) -> bool:
     done = Journal(path / NAME).outcomes()
-    return all((cell.id, launch) in done for cell in plan.cells for launch in range(1, plan.launches + 1))
+    return all(
+        (cell.id, launch) in done and not (plan.retry_failed and isinstance(done[cell.id, launch], Failure))
+        for cell in plan.cells
+        for launch in range(1, plan.launches + 1)
+    )

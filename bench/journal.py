@@ -64,6 +64,8 @@ class Journal:
             file = self.path.open("rb")
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise ResultsError(f"cannot read {self.path}: {error.strerror}") from error
         with file:
             file.seek(offset)
             for raw in file:
@@ -71,16 +73,23 @@ class Journal:
                     return
                 offset += len(raw)
                 try:
-                    yield json.loads(raw), offset
+                    line = json.loads(raw)
                 except ValueError:  # a torn line that a later append closed off
                     continue
+                if isinstance(line, dict) and "kind" in line:  # else somebody else's
+                    yield line, offset
 
     def outcomes(self) -> dict[tuple[str, int], Outcome]:
         """The last outcome of every (cell id, launch), in the order in which they first appeared."""
         found: dict[tuple[str, int], Outcome] = {}
         for line, _ in self.lines():
             if line["kind"] in ("record", "failure"):
-                found[line["cell"], line["launch"]] = from_json(line)
+                try:
+                    found[line["cell"], line["launch"]] = from_json(line)
+                except (KeyError, TypeError, AttributeError) as error:
+                    raise ResultsError(
+                        f"{self.path} holds a {line['kind']} that this version of bench cannot read: {error!r}"
+                    ) from error
         return found
 
 

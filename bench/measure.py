@@ -130,7 +130,7 @@ class _Others:
     def cores(self) -> float:
         """Average since it was made; NaN where the system does not say."""
         seconds, busy, own = (now - then for now, then in zip(self._read(), self._start, strict=True))
-        return max(0.0, busy - own) / seconds if seconds else math.nan
+        return max(busy - own, 0.0) / seconds if seconds else math.nan  # in this order NaN stays NaN
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
@@ -146,26 +146,22 @@ class _Others:
 def suspicions(samples: Samples, device: Device) -> list[str]:
     """What a reader should know before trusting the numbers, each with a next step."""
     found = []
-    disturbed = False
-    cores = os.cpu_count() or 1
-    if samples.other_cores > (0.2 if device.torch_type == "cpu" else cores / 2):
-        found.append(f"other processes kept {samples.other_cores:.1f} of {cores} processors busy: measure again alone")
-        disturbed = True
     iterations = samples.iterations
+    disturbed = samples.other_cores > (0.2 if device.torch_type == "cpu" else (os.cpu_count() or 1) / 2)
+    if disturbed:
+        found.append("other processes were busy while this was measured (column other_cores): measure again alone")
     if len({item.output_hash for item in iterations}) > 1:
         found.append("the iterations produced different tokens: some kernel is not deterministic")
-    if len(iterations) >= 4:
+    if len(iterations) >= 4 and not disturbed:
         rest = [item.e2e_s for item in iterations[1:]]
-        if not disturbed and iterations[0].e2e_s > max(1.2 * median(rest), max(rest)):
-            slower = iterations[0].e2e_s / median(rest)
-            found.append(f"the first measured iteration took {slower:.1f} times as long as the rest: raise warmup")
+        if iterations[0].e2e_s > max(1.2 * median(rest), max(rest)):
+            found.append("the first measured iteration was clearly slower than the rest: raise warmup")
         middle = median(item.e2e_s for item in iterations)
-        off = median(abs(item.e2e_s - middle) for item in iterations) / middle
-        if not disturbed and off > 0.05:
-            found.append(f"the iterations differ by {off:.0%} (median deviation): raise iterations, or fix the clocks")
+        if median(abs(item.e2e_s - middle) for item in iterations) > 0.05 * middle:
+            found.append("the iterations differ by more than 5 % (column e2e_cv): raise iterations, or fix the clocks")
     gaps = [late - early for item in iterations for early, late in itertools.pairwise(item.steps_s)]
     if gaps and samples.hook_s > 0.01 * median(gaps):
-        found.append(f"the step hook takes {samples.hook_s / median(gaps):.0%} of a step")
+        found.append("the step hook takes more than 1 % of a step (column hook_s)")
     return found
 
 

@@ -86,7 +86,7 @@ def outcomes(path: str | Path) -> list[Outcome]:
     """The last outcome of each cell and launch in a results folder (or its journal). Raises ResultsError."""
     path = Path(path)
     journal = path / NAME if path.is_dir() else path
-    if not journal.is_file():
+    if journal.suffix != ".jsonl" or not journal.is_file():
         raise ResultsError(f"{path} is not a results folder: there is no {NAME} in it")
     return list(Journal(journal).outcomes().values())
 
@@ -102,7 +102,8 @@ def load(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if path.suffix == ".csv":
         try:
-            return pd.read_csv(path)
+            # A driver 1.10 or a hash that happens to have digits only is no number.
+            return pd.read_csv(path, dtype={column.name: str for column in COLUMNS if column.kind == "text"})
         except (OSError, ValueError) as error:
             raise ResultsError(f"cannot read {path}: {error}") from error
     frame = pd.DataFrame([row(outcome) for outcome in outcomes(path)], columns=[column.name for column in COLUMNS])

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bench.cell import Cell, Choice, Generate
+from bench.fingerprint import variables
 from bench.models.spec import Model
 from bench.record import Failure, Iteration, ModelCost, Peaks, Record
 
@@ -43,7 +44,12 @@ class Bench:
 
     def __init__(self, cwd: Path, cache: Path) -> None:
         self.cwd = cwd
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("BENCH_", "HYDRA_", "COMP_"))}
+        dropped = variables()  # such as those that importing torch sets here
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if name not in dropped and not name.startswith(("BENCH_", "HYDRA_", "COMP_"))
+        }
         self.env = {**kept, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
         self.running: list[subprocess.Popen[str]] = []
 
@@ -155,6 +161,7 @@ def make_record(
         "hook_s": 1e-6,
         "peak_memory_bytes": 2.0**30,
         "peak_reserved_bytes": math.nan,
+        "other_cores": 0.0,
         "compiled": False,
         "cost": ModelCost(1e9, 1e5, 5e8, 1e7, 1e4),
         "peaks": Peaks(1e12, 1e14),

@@ -66,6 +66,7 @@ MISTAKES = [
     ("batch_size=true", "batch_size=True: an integer of at least 1 is needed"),
     ("num_beams=2.0", "num_beams=2.0: an integer of at least 1 is needed"),
     ("num_beams=null", "num_beams=None: an integer of at least 1 is needed"),
+    ("name=../elsewhere", "name=../elsewhere: letters, digits and _.- only; a whole path is given with results=DIR"),
     ("decoding=beam num_beams=1", "decoding=beam needs num_beams greater than 1"),
     ("timeout_s=0", "timeout_s=0.0: a number of seconds greater than 0 is needed"),
     ("timeout_s=nan", "timeout_s=nan: a number of seconds greater than 0 is needed"),
@@ -209,6 +210,9 @@ def test_hub_ids_and_folders_are_models(tmp_path: Path):
         point.cells[0].model.name for point in requests("-m model=tiny,./my-llama,Qwen/Qwen3-8B,Some-Org/Some-Model")
     ]
     assert names == ["tiny", "my-llama", "qwen3-8b", "some-model"]
+    folder.rename(tmp_path / "7")
+    assert [point.cells[0].model.name for point in requests("-m model=./7,tiny")] == ["7", "tiny"]
+    folder.mkdir()
     (folder / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"model=\./my-llama: config.json is not JSON"):
         requests("model=./my-llama")

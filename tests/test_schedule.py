@@ -245,6 +245,17 @@ def test_a_rerun_measures_only_what_is_missing(bench: Bench):
     assert [row["iterations"] for row in rows(bench)] == ["2", "2", "3"]
 
 
+def test_a_finished_folder_of_an_earlier_day_is_left_alone_unless_failures_are_retried(bench: Bench):
+    arguments = [word for word in FAKE if not word.startswith("results")] + ["batch_size=[1,4]"]
+    assert bench(*arguments, env={"BENCH_FAKE_FAULT": "oom:4"}).code == 1
+    (today,) = (bench.cwd / "results").iterdir()
+    earlier = today.rename(today.with_name("2020-01-01" + today.name[10:]))
+    assert "1 to measure, 1 already there" in bench(*arguments, "retry_failed=true").stderr
+    assert [row["status"] for row in rows(bench, str(earlier))] == ["ok", "ok"]
+    assert f"{today.name}: 2 to measure" in bench(*arguments).stderr
+    assert sorted((bench.cwd / "results").iterdir()) == [earlier, today]
+
+
 def test_launches_are_fresh_processes_one_round_after_the_other(bench: Bench):
     done = bench(*FAKE, "batch_size=[1,2]", "launches=3", "-m", "engine=eager,static")
     assert done.code == 0

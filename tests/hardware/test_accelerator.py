@@ -1,0 +1,53 @@
+"""The same small matrix on a real accelerator, through the command."""
+
+from __future__ import annotations
+
+import csv
+from typing import Any
+
+import pytest
+import torch
+
+KIND = torch.accelerator.current_accelerator()
+FOUND = KIND.type if KIND is not None and torch.accelerator.device_count() > 0 else "no accelerator"
+
+
+def needs(kind: str) -> Any:
+    """Run on this kind of accelerator only."""
+    marks = [getattr(pytest.mark, kind), pytest.mark.skipif(kind != FOUND, reason=f"needs {kind}, found {FOUND}")]
+    return pytest.param(kind, marks=marks)
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+def test_a_small_matrix(bench: Any, kind: str):
+    arguments = ("run", "results=out", "lengths=[32/16]", "batch_size=[1,2]", "num_beams=[1,4]", "iterations=3",
+                 "warmup=2", "-m", "engine=eager,static")  # fmt: skip
+    done = bench(*arguments)
+    assert done.code == 0, done.stderr
+    with (bench.cwd / "out" / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 8
+    weights = 4999424 * 2
+    for row in table:
+        assert (row["device"], row["precision"], row["clock"], row["status"]) == (kind, "fp16", "event", "ok")
+        assert weights < float(row["peak_memory_bytes"]) <= float(row["peak_reserved_bytes"])
+        assert float(row["peak_memory_bytes"]) < 2**31
+        assert 0 < float(row["tpot_s"]) < float(row["e2e_s"]) < 10
+        assert 0 < float(row["ttft_s"]) < float(row["e2e_s"])
+        assert float(row["hook_s"]) < 1e-4
+        assert abs(float(row["residual_s"])) < 0.2 * float(row["e2e_s"])
+        assert 0 < float(row["mbu"]) < 1 and 0 < float(row["mfu"]) < 1
+        assert row["device_name"] and row["driver"] and int(row["device_memory_bytes"]) > 2**30
+        compiled = row["engine"] == "static" and row["num_beams"] == "1"
+        assert bool(row["compile_s"]) == compiled
+    again = bench(*arguments)
+    assert again.code == 0 and "nothing to do" in again.stderr
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+def test_out_of_memory_is_recorded_and_the_next_cell_runs(bench: Any, kind: str):
+    done = bench("run", "results=out", "lengths=2000/4", "batch_size=[100000,1]", "num_beams=1", "iterations=2",
+                 "warmup=1", "check_memory=false")  # fmt: skip
+    assert done.code == 1
+    with (bench.cwd / "out" / "results.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["oom", "ok"]
