@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BenchError, ConfigError, ResultsError
+from ..errors import ConfigError, ResultsError
 from .arguments import Parser
-from .codes import INTERNAL, USAGE
+from .guard import guarded
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ def command(template: str, results: Path) -> list[str]:
 
 def main(argv: list[str]) -> int:
     """Run all blocks, write DIR/a/results.csv and DIR/b/results.csv, compare them and return the exit code."""
+    return guarded(_run, argv)
+
+
+def _parser() -> Parser:
     p = Parser(prog="bench ab", description="Measure two builds interleaved and compare them.")
     p.add_argument("--a", metavar="CMD", help="command of the base; {results} is its results folder")
     p.add_argument("--b", metavar="CMD", help="command of the candidate")
@@ -63,38 +67,30 @@ def main(argv: list[str]) -> int:
     p.add_argument("--no-compare", action="store_true", help="only measure")
     p.add_argument("--compare", default="", metavar="FLAGS", help="flags of bench compare, as one string")
     p.add_argument("overrides", nargs="*", help="of bench run, with --a-python and --b-python")
-    try:
-        args = p.parse_args(argv)
-        if args.blocks < 2:
-            raise ConfigError(f"--blocks {args.blocks}: at least 2 are needed, 3 for a verdict of a few cells")
-        templates = _templates(args.a, args.b, args.a_python, args.b_python, args.overrides)
-        out = Path(args.out)
-        if any((out / side).exists() for side in "ab"):
-            raise ResultsError(f"{out} already holds a session: choose another folder with --out")
-        turns = schedule(args.blocks, args.order, args.seed)
-        if not args.keep_first:
-            _launch(command(templates["a"], out / "discarded"), out / "discarded", args.cool_down, args.timeout)
-        for number, turn in enumerate(turns, 1):
-            folder = out / turn.side / f"{turn.block:03d}"
-            seconds = _launch(command(templates[turn.side], folder), folder, args.cool_down, args.timeout)
-            sys.stderr.write(f"{number}/{len(turns)} block {turn.block} {turn.side}: {seconds:.1f} s\n")
-        _collect(out, turns)
-        if args.no_compare:
-            return 0
-        from .cli import main as compare
+    return p
 
-        return compare([str(out / "a"), str(out / "b"), *shlex.split(args.compare)])
-    except SystemExit:  # --help
+
+def _run(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    if args.blocks < 2:
+        raise ConfigError(f"--blocks {args.blocks}: at least 2 are needed, 3 for a verdict of a few cells")
+    templates = _templates(args.a, args.b, args.a_python, args.b_python, args.overrides)
+    out = Path(args.out)
+    if any((out / side).exists() for side in "ab"):
+        raise ResultsError(f"{out} already holds a session: choose another folder with --out")
+    turns = schedule(args.blocks, args.order, args.seed)
+    if not args.keep_first:
+        _launch(command(templates["a"], out / "discarded"), out / "discarded", out, args.cool_down, args.timeout)
+    for number, turn in enumerate(turns, 1):
+        folder = out / turn.side / f"{turn.block:03d}"
+        seconds = _launch(command(templates[turn.side], folder), folder, out, args.cool_down, args.timeout)
+        sys.stderr.write(f"{number}/{len(turns)} block {turn.block} {turn.side}: {seconds:.1f} s\n")
+    _collect(out, turns)
+    if args.no_compare:
         return 0
-    except BenchError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return USAGE
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        return 130
-    except ImportError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return INTERNAL
+    from .cli import main as compare
+
+    return compare([str(out / "a"), str(out / "b"), *shlex.split(args.compare)])
 
 
 def _templates(
@@ -108,7 +104,7 @@ def _templates(
     raise ConfigError("give --a CMD and --b CMD, or --a-python P and --b-python P with overrides of bench run")
 
 
-def _launch(words: list[str], folder: Path, cool_down: float, timeout: float | None) -> float:
+def _launch(words: list[str], folder: Path, out: Path, cool_down: float, timeout: float | None) -> float:
     """One process to its end; its output goes to the folder's log. A failed launch does not end the session."""
     time.sleep(cool_down)
     folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +119,7 @@ def _launch(words: list[str], folder: Path, cool_down: float, timeout: float | N
             raise ConfigError(f"cannot start {words[0]}: {error.strerror}") from error
     seconds = time.monotonic() - start
     line = {"folder": str(folder), "command": words, "exit": code, "seconds": seconds, **state}
-    with (folder.parent.parent / "session.jsonl").open("a") as session:
+    with (out / "session.jsonl").open("a") as session:
         session.write(json.dumps(line) + "\n")
     if code != 0:
         sys.stderr.write(f"warning: {shlex.join(words)} ended with {code}; see {folder / 'log'}\n")

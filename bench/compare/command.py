@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import importlib
 import os
-import shlex
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,19 +15,17 @@ from ..errors import ConfigError, ResultsError
 from .arguments import outputs, parser, settings
 from .codes import FAILED, NOTHING, OK, UNDECIDED
 from .compare import compare
-from .gate import undecided, worst
-from .model import STATUS, Comparison, Report, plain, to_json
+from .gate import worst
+from .model import Report, plain, to_json
 from .noise import read_floor
 from .read import FILE, LINE, Side, known, read_side
 from .render_terminal import show
+from .rerun import confirm_list
 
 
 def run(argv: list[str]) -> int:
     """Compare and return the exit code. Raises BenchError for a wrong request or unreadable input."""
-    try:
-        args = parser().parse_args(argv)
-    except SystemExit:  # --help
-        return OK
+    args = parser().parse_args(argv)
     wanted = settings(args)
     targets = outputs(args)
     base, candidates = _sides(args)
@@ -46,7 +43,7 @@ def run(argv: list[str]) -> int:
     for kind, path in targets:
         _output(report, kind, path, args)
     if args.confirm_list:
-        write(Path(args.confirm_list), _confirm_list(comparisons))
+        write(Path(args.confirm_list), confirm_list(comparisons))
     if args.update_baseline:
         _update(args.update_baseline, candidates, code)
     return OK if args.warn_only and code in (FAILED, UNDECIDED, NOTHING) else code
@@ -96,31 +93,6 @@ def write(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ResultsError(f"cannot write {path}: {error.strerror}") from error
-
-
-def _confirm_list(comparisons: list[Comparison]) -> str:
-    """The cells to measure again, as one line of overrides of `bench run` each."""
-    lines: dict[str, None] = {}
-    for comparison in comparisons:
-        for result in comparison.results:
-            flagged = result.verdict in ("regressed", "suspect") or undecided(result)
-            if flagged and result.gates and not result.waived and result.metric != STATUS:
-                lines[" ".join(shlex.quote(word) for word in overrides(result.key))] = None
-    return "".join(f"{line}\n" for line in lines)
-
-
-def overrides(key: dict[str, str]) -> list[str]:
-    """Overrides of `bench run` that measure the cell of a key again."""
-    lists = ("num_beams", "batch_size")
-    skipped = ("input_tokens", "output_tokens", "decoding", "env")
-    words = [
-        f"{name}=[{value}]" if name in lists else f"{name}={value}"
-        for name, value in key.items()
-        if value and name not in skipped
-    ]
-    if key.get("input_tokens") and key.get("output_tokens"):
-        words.append(f"lengths=[{key['input_tokens']}/{key['output_tokens']}]")
-    return words
 
 
 def _update(path: str, candidates: list[Side], code: int) -> None:

@@ -51,7 +51,9 @@ def _comparison(comparison: Comparison, report: Report, most: int | None, everyt
     if len(notes) > NOTES:
         lines.append(f"note  {len(notes) - NOTES} more notes in the JSON")
     if comparison.exit_code in (1, 3) and not report.settings.get("provisional"):
-        lines.append("next  bench compare … --confirm-list rerun.txt   then   xargs -L 1 bench run < rerun.txt")
+        lines.append(
+            "next  bench compare … --confirm-list rerun.txt   then   xargs -L 1 bench run launches=10 < rerun.txt"
+        )
     return "\n".join(lines) + "\n"
 
 

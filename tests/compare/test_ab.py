@@ -69,7 +69,8 @@ def test_drift_hides_nothing_from_interleaved_launches(tmp_path, fake, capsys):
     assert a.launch.tolist() == a.block.tolist() == [1, 1, 2, 2, 3, 3, 4, 4]
     assert (a.order.tolist()[::2], b.order.tolist()[::2]) == ([1, 2, 1, 2], [2, 1, 2, 1])
     sessions = [json.loads(line) for line in (out / "session.jsonl").read_text().splitlines()]
-    assert [s["exit"] for s in sessions] == [0] * 8
+    assert [s["exit"] for s in sessions] == [0] * 9
+    assert sessions[0]["folder"].endswith("discarded")
     launches = [json.loads(line)["launch"] for line in (out / "a/journal.jsonl").read_text().splitlines()]
     assert launches == [1, 2, 3, 4]
 

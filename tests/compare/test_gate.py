@@ -13,6 +13,7 @@ from conftest import noisy, rows
 from bench.compare.cli import main
 from bench.compare.compare import compare
 from bench.compare.read import read_side
+from bench.compare.rerun import overrides
 from bench.compare.settings import Settings
 from bench.errors import ConfigError
 
@@ -141,12 +142,31 @@ def test_confirm_list_makes_regressions_provisional(save, tmp_path, capsys):
     todo = tmp_path / "rerun.txt"
     assert main([*paths, "--confirm-list", str(todo)]) == 3
     line = "model=llama3-8b weights=real engine=eager precision=bf16 'num_beams=[1]' 'batch_size=[1]' device=xpu"
-    assert (
-        todo.read_text()
-        == f"{line} launcher=local tp=none world_size=1 stack=current task=generate 'lengths=[1024/128]'\n"
-    )
+    assert todo.read_text() == f"{line} launcher=local tp=none world_size=1 'lengths=[1024/128]'\n"
     gone = pd.concat([rows(launches(0.02)), rows(launches(0.02), batch_size=8)])
     assert main([save(gone, "gone"), paths[1], "--confirm-list", str(todo)]) == 1
+
+
+@pytest.mark.parametrize(
+    "axes",
+    [
+        {"num_beams": 4, "decoding": "beam", "batch_size": 8},
+        {"decoding": "sample", "engine": "static(compile=False)"},
+        {"env": "A_B=1 C=x"},
+    ],
+)
+def test_overrides_compose_to_the_same_cell(axes):
+    from bench import compose
+
+    key = {"model": "tiny", "weights": "random", "engine": "eager", "precision": "bf16", "decoding": "greedy"}
+    key |= {"num_beams": "1", "batch_size": "1", "input_tokens": "64", "output_tokens": "16", "device": "fake"}
+    key |= {"launcher": "local", "tp": "none", "world_size": "1", "stack": "current", "task": "generate", "env": ""}
+    key |= {name: str(value) for name, value in axes.items()}
+    composed = compose.compose(overrides(key), "bench run")
+    assert composed is not None
+    (request,) = composed[0]
+    (cell,) = request.cells
+    assert {name: str(value) for name, value in cell.axes().items()} == key
 
 
 def test_update_baseline_only_when_the_gate_passes(save, tmp_path, capsys):

@@ -250,7 +250,9 @@ def test_a_missing_package_is_exit_code_5(save, monkeypatch, capsys):
     import sys
 
     for name in [
-        name for name in sys.modules if name.startswith("bench.compare.") and name.split(".")[2] not in ("cli", "codes")
+        name
+        for name in sys.modules
+        if name.startswith("bench.compare.") and name.split(".")[2] not in ("cli", "codes", "guard")
     ]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "scipy", None)
