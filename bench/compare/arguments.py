@@ -54,7 +54,7 @@ def parser() -> Parser:
     roles.add_argument("--where", action="append", default=[], metavar="COND", help="only these cells: 'batch<=8'")
     decision = p.add_argument_group("decision")
     decision.add_argument(
-        "--delta", action="append", default=[], metavar="[M=]3%%", help="margin, of one metric or of all"
+        "--delta", action="append", default=[], metavar="[M=]3%", help="margin, of one metric or of all"
     )
     decision.add_argument(
         "--abs-floor", action="append", default=[], metavar="[M=]0.2ms", help="smallest change that counts"
@@ -90,7 +90,7 @@ def parser() -> Parser:
     decision.add_argument("--warn-only", action="store_true", help="exit with 0 instead of 1, 3 or 4")
     decision.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
     accuracy = p.add_argument_group("accuracy")
-    accuracy.add_argument("--acc-margin", default="1%", metavar=".5pp|1%%", help="tolerated loss (1%% of the base)")
+    accuracy.add_argument("--acc-margin", default="1%", metavar=".5pp|1%", help="tolerated loss (1%% of the base)")
     accuracy.add_argument("--acc-min-n", type=int, default=1000, metavar="N", help="fewer documents do not gate (1000)")
     accuracy.add_argument("--expect-identical", action="store_true", help="any flip or other output token fails")
     output = p.add_argument_group("output")

@@ -19,7 +19,7 @@ def run(argv: list[str]) -> int:
     """Print the table, most demanding cells first. Raises BenchError."""
     p = Parser(prog="bench compare plan", description="How many launches per side each cell needs.")
     p.add_argument("--noise-floor", required=True, metavar="FILE", help="from bench compare noise")
-    p.add_argument("--mde", default="3%", metavar="3%%", help="change from none that is to be seen (3%%)")
+    p.add_argument("--mde", default="3%", metavar="3%", help="change from none that is to be seen (3%%)")
     p.add_argument("--power", type=float, default=0.8, help="how surely (0.8)")
     p.add_argument("--alpha", type=float, default=0.05)
     p.add_argument("--metrics", default="ttft_s,tpot_s", help="comma-separated (ttft_s,tpot_s)")
