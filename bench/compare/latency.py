@@ -43,6 +43,11 @@ class Launches:
         low, high = np.searchsorted(self.cell, [cell, cell + 1])
         return self.value[low:high].tolist()  # type: ignore[no-any-return]
 
+    def blocks_of(self, cell: int) -> list[int]:
+        """Block of each launch of one cell."""
+        low, high = np.searchsorted(self.cell, [cell, cell + 1])
+        return self.block[low:high].tolist()  # type: ignore[no-any-return]
+
 
 def latency(
     match: Match, metric: str, gates: bool, settings: Settings, rules: Thresholds, floor: Floor | None
@@ -165,6 +170,8 @@ class _Results:
             sequential=bool(self.sequential[cell]) and tier != "T1p",
             base_launches=self.a.of(cell),
             cand_launches=self.b.of(cell),
+            base_blocks=self.a.blocks_of(cell) if tier == "T1p" else [],
+            cand_blocks=self.b.blocks_of(cell) if tier == "T1p" else [],
         )
         if noisy:
             result.notes.append(f"noisy: twice its launch SD is above {NOISE_CAP:.0%}, so it does not gate")

@@ -88,6 +88,9 @@ class Result:
     base_launches: list[float] = field(default_factory=list)
     cand_launches: list[float] = field(default_factory=list)
     """Launch values in the order of time."""
+    base_blocks: list[int] = field(default_factory=list)
+    cand_blocks: list[int] = field(default_factory=list)
+    """Block of each launch, for tier T1p: d is the mean over common blocks of the difference of their mean logarithms."""
     accuracy: dict[str, Any] | None = None
     """Counts, McNemar, flips: `accuracy.py`."""
     samples: dict[str, Any] | None = None

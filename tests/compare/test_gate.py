@@ -215,6 +215,9 @@ def test_blocks_are_compared_in_pairs_and_remove_drift(save):
     assert (result.tier, result.verdict, comparison.session) == ("T1p", "regressed", "interleaved")
     d = np.log([0.0212 / (0.02 * (1 + 0.001 * (i % 2))) for i in range(6)])
     assert result.se == pytest.approx(max(d.std(ddof=1), 2**0.5 * 0.001) / 6**0.5)
+    pairs = [dict(zip(result.base_blocks, result.base_launches, strict=True))]
+    pairs.append(dict(zip(result.cand_blocks, result.cand_launches, strict=True)))
+    assert result.d == pytest.approx(np.mean([np.log(pairs[1][i] / pairs[0][i]) for i in block]))
 
 
 def floor_file(save, tmp_path, sd: float = 0.01, k: int = 10, cells: int = 4, **fixed) -> str:
