@@ -90,7 +90,7 @@ class Result:
     """Launch values in the order of time."""
     base_blocks: list[int] = field(default_factory=list)
     cand_blocks: list[int] = field(default_factory=list)
-    """Block of each launch, for tier T1p: d is the mean over common blocks of the difference of their mean logarithms."""
+    """Block of each launch, for tier T1p: d is the mean over common blocks of the difference of mean logarithms."""
     accuracy: dict[str, Any] | None = None
     """Counts, McNemar, flips: `accuracy.py`."""
     samples: dict[str, Any] | None = None
