@@ -28,7 +28,7 @@ NASTY = '</script><script>alert(1)</script> | =cmd|x @user "q" http://evil.examp
 def everything() -> tuple[pd.DataFrame, pd.DataFrame]:
     """Six cells: unchanged, 8 % slower, 20 % faster, out of memory, gone, undecided; one is new."""
     base = noisy(6, 5, 11, sd=0.004)
-    cand = noisy(6, 5, 12, sd=0.004, run="run-b", torch="2.9.0")
+    cand = noisy(6, 5, 12, sd=0.004, run="run-b", torch="2.9.0").assign(error="", log="")
     cand.loc[cand.batch_size == 2, "tpot_s"] *= 1.08
     cand.loc[cand.batch_size == 3, "tpot_s"] *= 0.80
     cand.loc[cand.batch_size == 4, ["status", "error", "log"]] = ["oom", "asked 2 GiB, had 1 GiB", "jobs/4/log"]
@@ -64,7 +64,7 @@ RENDER = {
 @pytest.mark.parametrize("name", RENDER)
 def test_golden(report, name):
     got = RENDER[name](report)
-    if name == "flat.csv":  # the last digits of a figure are those of the machine
+    if name in ("flat.csv", "junit.xml"):  # the last digits of a figure are those of the libraries
         got = re.sub(r"\d\.\d{7,}(e-\d+)?", lambda m: f"{float(m[0]):.6g}", got)
     path = GOLDEN / name
     if not path.exists() or path.read_text() != got:
