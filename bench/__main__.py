@@ -19,6 +19,11 @@ usage: bench COMMAND [...]
   report FOLDER...        show results again: terminal, report.md, report.html
   doctor                  what this machine can run, or why not and what to install
 
+  compare BASE CAND       is the candidate slower or less accurate? A gate for CI
+  noise RESULTS...        how much a machine varies by itself: the noise floor of comparisons
+  ab --a CMD --b CMD      measure two variants interleaved, for a comparison that drift cannot fake
+  import FILE...          results of other tools as results.csv
+
 `bench run --help` lists every option. Exit status: 0 ok, 1 some cells failed, 2 usage or configuration error,
 130 interrupted.
 """
@@ -60,7 +65,42 @@ def doctor(arguments: list[str]) -> int:
     return doctor.main(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "plan": plan, "report": report, "doctor": doctor}
+def compare(arguments: list[str]) -> int:
+    """Compare results; its exit statuses are those of `bench compare --help`."""
+    from .compare import cli
+
+    return cli.main(arguments)
+
+
+def noise(arguments: list[str]) -> int:
+    """Calibrate a machine."""
+    return compare(["noise", *arguments])
+
+
+def ab(arguments: list[str]) -> int:
+    """Measure two variants interleaved."""
+    from .compare import ab
+
+    return ab.main(arguments)
+
+
+def import_(arguments: list[str]) -> int:
+    """Convert results of other tools."""
+    from .compare import importer
+
+    return importer.main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run,
+    "plan": plan,
+    "report": report,
+    "doctor": doctor,
+    "compare": compare,
+    "noise": noise,
+    "ab": ab,
+    "import": import_,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
