@@ -9,11 +9,11 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from bench.cell import Cell, Choice, Generate, Job
 from bench.models.spec import Model
 from bench.schema import AXES
+from tests.conftest import ROOT
 
 CELL = Cell(
     model=Model(name="m", id="org/m", architecture='{"model_type":"llama"}', parameters=7),

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bench
 
 import bench as package
 from bench.table import COLUMNS
+from tests.conftest import Bench
 
 FAKE = ("run", "device=fake", "results=out", "num_beams=1", "lengths=100/3", "iterations=2", "warmup=1")
 SLOW = ("run", "device=fake", "results=out", "num_beams=1", "lengths=1/4", "iterations=3", "warmup=1", "device.pace=1",

@@ -18,16 +18,16 @@ def guarded(run: Callable[[list[str]], int], argv: list[str]) -> int:
     try:
         return run(argv)
     except BenchError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"bench: {error}\n")
         return USAGE
     except BrokenPipeError:
         return USAGE
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
+        sys.stderr.write("bench: interrupted\n")
         return 130
     except SystemExit as end:  # --help
         return int(end.code or 0)
     except Exception:
         traceback.print_exc()
-        sys.stderr.write("error: this is a bug or a broken installation, not a verdict (exit code 5)\n")
+        sys.stderr.write("bench: this is a bug or a broken installation, not a verdict (exit code 5)\n")
         return INTERNAL

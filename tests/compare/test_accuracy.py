@@ -191,7 +191,7 @@ def test_another_task_version_is_not_comparable(tmp_path):
 
 
 def test_accuracy_that_is_gone_is_not_comparable(tmp_path, save):
-    from conftest import rows
+    from tests.compare.conftest import rows
 
     base = save(rows([{"acc": 0.7, "n": 5153, "ttft_s": 0.1}]), "base")
     cand = save(rows([{"ttft_s": 0.1}], run="b"), "cand")

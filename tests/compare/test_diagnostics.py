@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-from conftest import KEY
 
 from bench.compare import render_html
 from bench.compare.cli import main
@@ -19,6 +18,7 @@ from bench.compare.settings import Settings
 from bench.journal import Journal
 from bench.record import Failure, Iteration, ModelCost, Peaks, Record
 from bench.table import to_csv
+from tests.compare.conftest import KEY
 
 
 def record(launch: int, first: float = 1.0, factor: float = 1.0, run: str = "a") -> Record:

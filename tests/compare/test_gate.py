@@ -8,7 +8,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import noisy, rows
 
 from bench.compare.cli import main
 from bench.compare.compare import compare
@@ -16,6 +15,7 @@ from bench.compare.read import read_side
 from bench.compare.rerun import overrides
 from bench.compare.settings import Settings
 from bench.errors import ConfigError
+from tests.compare.conftest import noisy, rows
 
 
 def launches(value: float, metric: str = "tpot_s", k: int = 5, spread: float = 0.001) -> list[dict[str, float]]:

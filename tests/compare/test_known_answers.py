@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import pytest
-from conftest import rows
 from statsmodels.stats.multitest import multipletests
 
 from bench.compare import kernels
@@ -17,6 +16,7 @@ from bench.compare.decide import Sample, decide, paired, sample, unpaired
 from bench.compare.kernels import launches_needed, minimum_effect, resolvable
 from bench.compare.read import read_side
 from bench.compare.settings import Settings
+from tests.compare.conftest import rows
 
 BASE = [100, 101, 99, 100.5, 99.5]
 CAND = [107, 108, 106.5, 107.5, 106]

@@ -7,7 +7,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import noisy, rows
 
 from bench.compare.cli import main
 from bench.compare.codes import FAILED, INTERNAL, NOTHING, OK, UNDECIDED, USAGE
@@ -16,6 +15,7 @@ from bench.compare.gate import worst
 from bench.compare.read import read_side
 from bench.compare.settings import Settings
 from bench.errors import ConfigError, ResultsError
+from tests.compare.conftest import noisy, rows
 
 GOOD = [{"ttft_s": 0.1 + i * 1e-4, "tpot_s": 0.02 + i * 1e-5} for i in range(3)]
 

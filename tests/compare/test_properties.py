@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import noisy, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from bench.compare.compare import compare
 from bench.compare.model import Comparison
 from bench.compare.read import FILE, LINE, Side
 from bench.compare.settings import Settings
+from tests.compare.conftest import noisy, rows
 
 MIRROR = {"regressed": "improved", "improved": "regressed", "missing": "new", "new": "missing", "failed-new": "fixed"}
 

@@ -275,7 +275,7 @@ def test_a_damaged_file_gets_one_line(tmp_path, capsys, name, text, words):
         read_side([path])
     assert main([path, path]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    assert error.startswith("bench: ") and error.count("\n") == 1
 
 
 @pytest.mark.parametrize("path", ["nowhere.csv", "nothing-*.csv"])

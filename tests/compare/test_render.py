@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import noisy, rows
 from lxml import etree
 
 from bench.compare import render_csv, render_github, render_html, render_junit, render_markdown, render_terminal, text
@@ -20,6 +19,7 @@ from bench.compare.compare import compare
 from bench.compare.model import Report, Result, plain, to_json
 from bench.compare.read import read_side
 from bench.compare.settings import Settings
+from tests.compare.conftest import noisy, rows
 
 GOLDEN = Path(__file__).parent / "golden"
 NASTY = '</script><script>alert(1)</script> | =cmd|x @user "q" http://evil.example \x00\x1b[31m'
