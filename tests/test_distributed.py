@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, Bench, Done
-from families_rank import FAMILIES
 
 from bench.launchers.base import search_path
 from bench.launchers.mpirun import flavour
+from tests.conftest import ROOT, Bench, Done
+from tests.families_rank import FAMILIES
 
 MPIRUN = shutil.which("mpirun", path=search_path(None))
 pytestmark = [
