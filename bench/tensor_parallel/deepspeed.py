@@ -90,7 +90,8 @@ class DeepSpeed(TensorParallel):
         except CellError:
             raise
         except AssertionError as error:  # what DeepSpeed says of a family that it does not know
-            raise Unsupported(f"tp=deepspeed: {str(error).splitlines()[0]}") from error
+            what = str(error).partition(".")[0]
+            raise Unsupported(f"tp=deepspeed cannot split {whole.config.model_type}: {what}") from error
         except Exception as error:
             raise build.explain(error, model) from error
         split = engine.module
