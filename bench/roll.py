@@ -89,16 +89,25 @@ def broken(folder: Path, ended: bool = True) -> Broken | None:
     roll = entries(folder)
     gone = sorted((entry for entry in roll if entry.state == RUNNING and entry.gone()), key=lambda entry: entry.rank)
     if gone and (ended or len(gone) < len(roll)):
-        first = _named(folder / LAUNCHER_LOG, gone) or gone[0]
-        return Broken(first.rank, "killed", f"rank {first.rank} was killed, or a library ended it,")
+        first = _named(folder / LAUNCHER_LOG, gone) or (gone[0] if len(gone) == 1 else None)
+        if first:
+            return Broken(first.rank, "killed", f"rank {first.rank} was killed, or a library ended it,")
+        ranks = " and ".join(str(entry.rank) for entry in gone)
+        return Broken(
+            gone[0].rank, "killed", f"ranks {ranks} were killed together, as some launchers do when one dies,"
+        )
     failed = next((entry for entry in roll if entry.state == FAILED), None)
     return Broken(failed.rank, failed.kind, f"rank {failed.rank}: {failed.error}") if failed else None
 
 
 def _named(log: Path, gone: list[Entry]) -> Entry | None:
-    """The rank that the launcher's log names by its process id: some end all others when one dies, and say which."""
+    """The rank that the launcher's log names with its process id: some end all others when one dies, and say which.
+
+    MPICH names a process, but not the one that died first.
+    """
     text = "\n".join(log_tail(log, 200))
-    named = [(found.start(), entry) for entry in gone if (found := re.search(rf"(?i)pid:? {entry.pid}\b", text))]
+    said = r"(?:RANK \d+ PID |rank \d+ with PID |\(pid: )"
+    named = [(found.start(), entry) for entry in gone if (found := re.search(rf"{said}{entry.pid}\b", text))]
     return min(named, key=lambda pair: pair[0])[1] if named else None
 
 

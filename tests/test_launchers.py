@@ -282,7 +282,12 @@ def test_the_roll_names_the_rank_that_broke_the_job(tmp_path: Path) -> None:
     roll.sign(tmp_path, roll.Entry(0, 2**22 + 1, host))  # no process has this id
     broken = roll.broken(tmp_path)
     assert broken is not None
-    assert (broken.rank, broken.kind) == (0, "killed")
+    assert (broken.rank, broken.kind, broken.error) == (0, "killed", "rank 0 was killed, or a library ended it,")
+    roll.sign(tmp_path, roll.Entry(3, 2**22 + 2, host))
+    (tmp_path / "log").write_text(f"=   PID {2**22 + 2} RUNNING AT vm\n")  # MPICH, which killed both
+    broken = roll.broken(tmp_path)
+    assert broken is not None
+    assert broken.error.startswith("ranks 0 and 3 were killed together")
 
 
 @pytest.mark.parametrize(
