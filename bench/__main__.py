@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -17,6 +18,11 @@ usage: bench COMMAND [...]
   plan [overrides] [-m]   the cells, what would be skipped and why, predicted memory
   report FOLDER...        show results again: terminal, report.md, report.html
   doctor                  what this machine can run, or why not and what to install
+
+  compare BASE CAND       is the candidate slower or less accurate? A gate for CI
+  noise RESULTS...        how much a machine varies by itself: the noise floor of comparisons
+  ab --a CMD --b CMD      measure two variants interleaved, for a comparison that drift cannot fake
+  import FILE...          results of other tools as results.csv
 
 `bench run --help` lists every option. Exit status: 0 ok, 1 some cells failed, 2 usage or configuration error,
 130 interrupted.
@@ -59,7 +65,42 @@ def doctor(arguments: list[str]) -> int:
     return doctor.main(arguments)
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"run": run, "plan": plan, "report": report, "doctor": doctor}
+def compare(arguments: list[str]) -> int:
+    """Compare results; its exit statuses are those of `bench compare --help`."""
+    from .compare import cli
+
+    return cli.main(arguments)
+
+
+def noise(arguments: list[str]) -> int:
+    """Calibrate a machine."""
+    return compare(["noise", *arguments])
+
+
+def ab(arguments: list[str]) -> int:
+    """Measure two variants interleaved."""
+    from .compare import ab
+
+    return ab.main(arguments)
+
+
+def import_(arguments: list[str]) -> int:
+    """Convert results of other tools."""
+    from .compare import importer
+
+    return importer.main(arguments)
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "run": run,
+    "plan": plan,
+    "report": report,
+    "doctor": doctor,
+    "compare": compare,
+    "noise": noise,
+    "ab": ab,
+    "import": import_,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -68,8 +109,12 @@ def main(arguments: list[str] | None = None) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0 if arguments else 2
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a character is no reason to stop
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # what nohup sets stays
+            signal.signal(number, _interrupt)
     name, *rest = arguments
     try:
         if name in ("-V", "--version"):

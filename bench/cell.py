@@ -104,7 +104,7 @@ class Cell:
             "world_size": self.world_size,
             "stack": self.stack,
             "task": work.task,
-            "env": " ".join(f"{name}={value}" for name, value in self.env),
+            "env": " ".join(f"{name}={_without_folder(value)}" for name, value in self.env),
         }
 
     def _launcher(self) -> str:
@@ -145,6 +145,11 @@ class Cell:
         fields["workload"] = Workload(**fields["workload"])
         fields["env"] = tuple((name, value) for name, value in fields["env"])
         return cls(**fields)
+
+
+def _without_folder(value: str) -> str:
+    """The value of a variable; of a path the last part only."""
+    return f"<path>/{value.rstrip('/').rpartition('/')[2]}" if "/" in value else value
 
 
 @dataclass(frozen=True)

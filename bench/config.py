@@ -117,7 +117,7 @@ def request(config: Mapping[str, Any]) -> Request:
         "python": python,
         "iterations": _integer("iterations", options["iterations"], 1),
         "warmup": _integer("warmup", options["warmup"], 0),
-        "seed": _integer("seed", options["seed"], 0),
+        "seed": _integer("seed", options["seed"], 0, maximum=2**63 - 1),
     }
     works = [
         Generate(inputs, outputs, batch, beams, _decoding(str(options["decoding"]), beams))
@@ -247,9 +247,11 @@ def _list(value: Any) -> Sequence[Any]:
     return value if isinstance(value, (list, tuple)) else [value]
 
 
-def _integer(name: str, value: Any, minimum: int) -> int:
+def _integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ConfigError(f"{name}={value}: an integer of at least {minimum} is needed")
+    if maximum is not None and value > maximum:
+        raise ConfigError(f"{name}={value}: at most {maximum} is possible")
     return value
 
 

@@ -92,7 +92,7 @@ class Folder:
         target = self.path / name
         temporary = target.with_name(f".{name}.{os.getpid()}")
         try:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
             temporary.replace(target)
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -129,7 +129,7 @@ def itl_p99_s(record: Record) -> float:
     return _itl_percentile(record, 99)
 
 
-@metric("proportion", "", "lower")
+@metric("proportion")
 def e2e_cv(record: Record) -> float:
     """Spread of the iterations: sample standard deviation of E2E over its mean. NaN for one iteration."""
     samples = [item.e2e_s for item in record.iterations]

@@ -303,7 +303,9 @@ def main(arguments: list[str]) -> int:
     found = {argument: read_outcomes(argument) for argument in arguments}
     print_table([outcome for outcomes in found.values() for outcome in outcomes])
     for argument, outcomes in found.items():
-        if outcomes and Path(argument).is_dir():
+        if not outcomes:
+            print(f"{argument}: no results yet")  # noqa: T201
+        elif Path(argument).is_dir():
             write(Folder(Path(argument)), outcomes)
             print(f"{argument}/report.md and report.html written")  # noqa: T201
     return 0

@@ -53,6 +53,8 @@ RUN = (
     Column("launch", "launch", "fresh process number, from 1: the unit of replication", "count"),
     Column("status", "status", "ok, or the failure's kind"),
     Column("error", "info", "the failure's message"),
+    Column("block", "info", "interleaved pair of launches, from 1: one launch of each build", "count"),
+    Column("order", "info", "position of the launch within its block, from 1", "count"),
 )
 
 INFO = (

@@ -73,7 +73,7 @@ def append_csv(path: Path, outcome: Outcome) -> None:
     """Add one row, so that the table can be read while the run goes on. Raises ResultsError."""
     try:
         new = not path.exists()
-        with path.open("a", newline="") as file:
+        with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             writer = csv.DictWriter(file, [column.name for column in COLUMNS], lineterminator="\n")
             if new:
                 writer.writeheader()

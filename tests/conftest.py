@@ -50,7 +50,12 @@ class Bench:
             for name, value in os.environ.items()
             if name not in dropped and not name.startswith(("BENCH_", "HYDRA_", "COMP_"))
         }
-        self.env = {**kept, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1"}
+        self.env = {
+            **kept,
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).strip(os.pathsep),
+            "XDG_CACHE_HOME": str(cache),
+            "HF_HUB_OFFLINE": "1",
+        }
         self.running: list[subprocess.Popen[str]] = []
 
     def start(self, *arguments: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:

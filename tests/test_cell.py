@@ -9,11 +9,11 @@ import sys
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from bench.cell import Cell, Choice, Generate, Job
 from bench.models.spec import Model
 from bench.schema import AXES
+from tests.conftest import ROOT
 
 CELL = Cell(
     model=Model(name="m", id="org/m", architecture='{"model_type":"llama"}', parameters=7),
@@ -125,6 +125,8 @@ def test_axes_are_the_key_columns_in_their_order():
     assert (axes["input_tokens"], axes["output_tokens"], axes["num_beams"], axes["batch_size"]) == (1024, 128, 4, 8)
     private = dataclasses.replace(CELL, model=Model("m", path="/home/me/m"), python="/home/me/bin/python")
     assert "/home/me" not in json.dumps(private.axes())
+    preload = dataclasses.replace(CELL, env=(("LD_PRELOAD", "/home/me/lib/libjemalloc.so"), ("ZE_X", "a:b")))
+    assert preload.axes()["env"] == "LD_PRELOAD=<path>/libjemalloc.so ZE_X=a:b"
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Bench
 
 from bench import compose
 from bench.config import Request
 from bench.errors import ConfigError
 from bench.plan import plan
+from tests.conftest import ROOT, Bench
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
 MODELS = sorted(path.stem for path in (ROOT / "configs" / "model").glob("*.yaml"))

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT
 
 from bench import peaks
 from bench.cell import Cell, Choice, Generate, Job
@@ -33,6 +32,7 @@ from bench.models.spec import Model
 from bench.precisions.base import DTYPE_BYTES
 from bench.registry import Registry
 from bench.schema import FINGERPRINT
+from tests.conftest import ROOT
 
 REGISTERED = [(axis, name) for axis, registry in AXES.items() for name in registry.names()]
 CELL = Cell(model=Model("tiny", weights="random"), workload=Generate(8, 4))

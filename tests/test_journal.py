@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 
 from bench.errors import ResultsError
 from bench.journal import Journal, log_tail
 from bench.record import FAILURE_KINDS, Failure, Record, from_json, to_json
+from tests.conftest import ROOT
 
 
 def same(one: Record | Failure, other: Record | Failure) -> bool:

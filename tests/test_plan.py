@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bench
 
 from bench import compose
 from bench import plan as planning
@@ -18,6 +17,7 @@ from bench.cell import Choice
 from bench.folder import Folder
 from bench.hardware import ACCELERATORS, Hardware
 from bench.plan import Plan, plan
+from tests.conftest import Bench
 
 GIB = 2**30
 CPU = {"device_name": "a processor", "device_count": 1, "device_memory_bytes": 64 * GIB, "driver": ""}

@@ -7,16 +7,17 @@ import json
 import os
 import resource
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Bench
 
 import bench as package
 from bench.table import COLUMNS
+from tests.conftest import Bench
 
 FAKE = ("run", "device=fake", "results=out", "num_beams=1", "lengths=100/3", "iterations=2", "warmup=1")
 SLOW = ("run", "device=fake", "results=out", "num_beams=1", "lengths=1/4", "iterations=3", "warmup=1", "device.pace=1",
@@ -207,6 +208,14 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(
     assert found[1]["run"] == found[2]["run"] != kept["run"]
 
 
+def test_under_nohup_a_run_outlives_its_terminal(bench: Bench, wait_for: Callable[..., Any]):
+    process = bench.start(*SLOW, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    wait_for(lambda: journal(bench, "start"))
+    process.send_signal(signal.SIGHUP)
+    assert bench.end(process).code == 0
+    assert [row["status"] for row in rows(bench)] == ["ok"]
+
+
 def test_results_are_readable_and_locked_while_the_run_goes_on(bench: Bench, wait_for: Callable[..., Any]):
     process = bench.start(*SLOW, "batch_size=[1,2]", "device.step=0.5")
     wait_for(lambda: in_second_cell(bench))
@@ -371,6 +380,65 @@ def test_an_interpreter_that_cannot_be_started_is_one_line(bench: Bench):
     (row,) = rows(bench)
     assert row["status"] == "load"
     assert row["error"] == "the worker ended with status 0 while starting, without a result"
+
+
+@pytest.fixture
+def stubborn(bench: Bench) -> Path:
+    """An "interpreter" that ignores SIGTERM and has a child which does too: it sleeps for 4711.5 s."""
+    wrapper = bench.cwd / "stack-h" / "bin" / "python"
+    wrapper.parent.mkdir(parents=True)
+    wrapper.write_text("#!/bin/sh\ntrap '' TERM\nsleep 4711.5 &\nwait\nwait\n")
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+def sleepers(bench: Bench) -> list[str]:
+    """The processes of `stubborn` in this test's folder."""
+    found = [path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if b"4711.5" in _read(path)]
+    return [path.name for path in found if os.path.realpath(path / "cwd") == str(bench.cwd)]
+
+
+def test_a_second_interrupt_does_not_wait_for_a_stubborn_worker(
+    bench: Bench, stubborn: Path, wait_for: Callable[..., Any]
+):
+    process = bench.start(*FAKE, f"python={stubborn}")
+    wait_for(lambda: sleepers(bench))
+    process.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(0.7)
+    process.send_signal(signal.SIGINT)
+    assert bench.end(process, 4).code == 130
+    wait_for(lambda: not sleepers(bench), 5)
+
+
+def test_a_hanging_start_is_a_timeout_and_takes_its_children_along(bench: Bench, stubborn: Path):
+    done = bench(*FAKE, "batch_size=[1,2]", f"python={stubborn}", "load_timeout_s=1")
+    assert done.code == 1
+    errors = {(row["status"], row["error"]) for row in rows(bench)}
+    assert errors == {
+        ("timeout", "no result after 1 s, ended while starting; raise load_timeout_s if it only needs longer")
+    }
+    assert not workers(bench)
+    assert not sleepers(bench)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.mark.parametrize("locale", [{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {}])
+def test_names_beyond_ascii(bench: Bench, locale: dict[str, str]):
+    folder = bench.cwd / "mödel"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+    done = bench(*FAKE, f"model={folder}", "weights=random", env=locale)
+    assert done.code == 0
+    assert "out: 1 ok" in done.stderr
+    assert package.load(bench.cwd / "out" / "results.csv")["model"].tolist() == ["mödel"]
+    assert "mödel" in (bench.cwd / "out" / "report.md").read_text(encoding="utf-8")
 
 
 def test_python_is_the_interpreter_of_the_worker(bench: Bench):

@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import Bench
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from bench.cell import Cell, Choice, Generate
@@ -25,6 +24,7 @@ from bench.engines.static import Static
 from bench.errors import NonFinite
 from bench.measure import measure
 from bench.models.spec import Model
+from tests.conftest import Bench
 
 CONFIG = {
     "hidden_size": 32,
