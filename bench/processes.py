@@ -39,16 +39,18 @@ def end(process: subprocess.Popen[bytes], ended: threading.Event, mark: str) -> 
 
     SIGTERM comes first: mpirun passes it on to other nodes, and Open MPI's leaves its ranks alive after SIGKILL.
     """
-    if not ended.is_set():
-        _signal_group(process.pid, signal.SIGTERM)
-        _signal(marked(mark), signal.SIGTERM)
-        deadline = time.monotonic() + GRACE_S
-        while marked(mark) and time.monotonic() < deadline:
-            ended.wait(0.1)
-    _signal_group(process.pid, signal.SIGKILL)
-    while left := marked(mark):
-        _signal(left, signal.SIGKILL)
-        time.sleep(0.02)
+    try:
+        if not ended.is_set():
+            _signal_group(process.pid, signal.SIGTERM)
+            _signal(marked(mark), signal.SIGTERM)
+            deadline = time.monotonic() + GRACE_S
+            while marked(mark) and time.monotonic() < deadline:
+                time.sleep(0.1)
+    finally:  # also when a second Ctrl-C cuts the waiting short
+        _signal_group(process.pid, signal.SIGKILL)
+        while left := marked(mark):
+            _signal(left, signal.SIGKILL)
+            time.sleep(0.02)
     ended.wait()
     if process.stdin:
         process.stdin.close()

@@ -78,9 +78,10 @@ def main(argv: list[str]) -> int:
     faulthandler.enable()  # a segmentation fault leaves its stack in the log
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1, all_threads=True)  # the parent asks for the stacks before it kills
-    if os.environ.get(WATCH_STDIN) and not ranks.several:
+    if os.environ.get(WATCH_STDIN):
         _ask_to_die_with_parent()
-        threading.Thread(target=_die_with_parent, daemon=True).start()
+        if not ranks.several:  # ranks have no standard input of their own, and watch the processes themselves
+            threading.Thread(target=_die_with_parent, daemon=True).start()
     try:
         return _Worker(task, ranks).run()
     except ResultsError as error:

@@ -195,6 +195,7 @@ def test_an_accelerator_without_the_hardware(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda: calls.append("synchronize"))
     device = Xpu()
     assert device.unavailable() is None
+    calls.clear()  # it has tried the events
     assert device.elapsed([device.mark() for _ in range(4)]) == pytest.approx([0.002, 0.004, 0.006])
     device.synchronize()
     device.reset_peak_memory()
@@ -210,6 +211,12 @@ def test_an_accelerator_without_the_hardware(monkeypatch: pytest.MonkeyPatch):
     reason = Cuda().unavailable()
     assert reason is not None
     assert f"device=cuda: torch {torch.__version__} finds xpu here." in reason
+
+    def untimed(self: StubEvent, other: StubEvent) -> float:
+        raise RuntimeError("elapsed_time of XPUEvent requires a newer compiler\nand more")
+
+    monkeypatch.setattr(StubEvent, "elapsed_time", untimed)
+    assert "(elapsed_time of XPUEvent requires a newer compiler): install a newer one" in (device.unavailable() or "")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     assert "finds no accelerator here" in (device.unavailable() or "")
 

@@ -98,7 +98,7 @@ def samples_of(*e2e: float, hook_s: float = 0.0, other_cores: float = 0.0, hashe
     items = [
         Iteration((value - 0.1, value), value, hashes[number] if hashes else "a") for number, value in enumerate(e2e)
     ]
-    return Samples((), tuple(items), 0.0, 0.0, hook_s, other_cores)
+    return Samples((), tuple(items), 0.0, 0.0, hook_s, busy_cores=1.0 + other_cores, own_cores=1.0)
 
 
 @pytest.mark.parametrize(

@@ -20,12 +20,23 @@ class Accelerator(Device):
 
         current = torch.accelerator.current_accelerator()
         if current is not None and current.type == self.torch_type and torch.accelerator.device_count() > 0:
-            return None
+            return self._untimed()
         found = current.type if current is not None and torch.accelerator.device_count() > 0 else "no accelerator"
         return (
             f"device={self.torch_type}: torch {torch.__version__} finds {found} here. "
             f"`bench doctor` says what is usable and what to install"
         )
+
+    def _untimed(self) -> str | None:
+        """Why events cannot tell the time here: builds of torch for XPU before SYCL 2025.0 have none that can."""
+        try:
+            self._once(lambda: None)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            return (
+                f"device={self.torch_type}: events of this torch cannot tell the time ({reason}): install a newer one"
+            )
+        return None
 
     @property
     def _module(self) -> Any:
