@@ -353,7 +353,7 @@ def test_cached_hub_model_loads_without_a_network(folder: Path, tmp_path: Path, 
     (cached / "refs").mkdir(parents=True)
     (cached / "refs" / "main").write_text(commit)
     shutil.copytree(folder, cached / "snapshots" / commit)
-    monkeypatch.setattr(build, "_hub_answers", lambda: False)
+    monkeypatch.setattr(build, "hub_answers", lambda: False)
     model = load(Model(name="m", id="org/m"), torch.float32, CPU, seed=0, cache_dir=str(tmp_path))
     assert revision_of(model) == commit
 
