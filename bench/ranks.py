@@ -104,6 +104,7 @@ class Ranks:
                 raise Unsupported(f"{self.local_size} ranks on this node need as many devices, it has {count}")
             index = self.local_rank if count > 1 else 0  # a launcher may show each rank one device only
             torch.accelerator.set_device_index(index)
+            os.environ["LOCAL_RANK"] = str(index)  # by which transformers and DeepSpeed choose it again
             target = torch.device(device.torch_type, index)
         self._device.append(target)
         # A rank that fails or hangs is the parent's to find, by its own limits of time.

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .journal import log_tail
 
 RUNNING, DONE, FAILED = "running", "done", "failed"
+LAUNCHER_LOG = "log"
+"""What the launcher itself says, beside the logs of its ranks."""
 
 
 @dataclass(frozen=True)
@@ -68,27 +71,44 @@ def sign(folder: Path, entry: Entry) -> None:
 
 
 def entries(folder: Path) -> list[Entry]:
-    """All entries there are, those that failed first before those that failed later, then the others by rank."""
+    """All entries there are, those that failed first before those that failed later, then the others."""
     found = []
     for path in folder.glob("rank.*"):
         try:
             found.append((path.stat().st_mtime_ns, Entry(**json.loads(path.read_text()))))
         except (OSError, ValueError):
             continue  # being written
-    return [item for _, item in sorted(found, key=lambda pair: (pair[1].state != FAILED, pair[0], pair[1].rank))]
+    return [item for _, item in sorted(found, key=lambda pair: (pair[1].state != FAILED, pair[0]))]
 
 
-def broken(folder: Path) -> Broken | None:
-    """The rank that failed first; None while all are well.
+def broken(folder: Path, ended: bool = True) -> Broken | None:
+    """The rank that failed first; None while all are well, or while the launcher that killed all has not said which.
 
     A rank that is gone without having said why comes before those that said why: they tell of a lost connection.
     """
     roll = entries(folder)
-    for entry in roll:
-        if entry.state == RUNNING and entry.gone():
-            return Broken(entry.rank, "killed", f"rank {entry.rank} was killed, or a library ended it,")
+    gone = sorted((entry for entry in roll if entry.state == RUNNING and entry.gone()), key=lambda entry: entry.rank)
+    if gone and (ended or len(gone) < len(roll)):
+        first = _named(folder / LAUNCHER_LOG, gone) or (gone[0] if len(gone) == 1 else None)
+        if first:
+            return Broken(first.rank, "killed", f"rank {first.rank} was killed, or a library ended it,")
+        ranks = " and ".join(str(entry.rank) for entry in gone)
+        return Broken(
+            gone[0].rank, "killed", f"ranks {ranks} were killed together, as some launchers do when one dies,"
+        )
     failed = next((entry for entry in roll if entry.state == FAILED), None)
     return Broken(failed.rank, failed.kind, f"rank {failed.rank}: {failed.error}") if failed else None
+
+
+def _named(log: Path, gone: list[Entry]) -> Entry | None:
+    """The rank that the launcher's log names with its process id: some end all others when one dies, and say which.
+
+    MPICH names a process, but not the one that died first.
+    """
+    text = "\n".join(log_tail(log, 200))
+    said = r"(?:RANK \d+ PID |rank \d+ with PID |\(pid: )"
+    named = [(found.start(), entry) for entry in gone if (found := re.search(rf"{said}{entry.pid}\b", text))]
+    return min(named, key=lambda pair: pair[0])[1] if named else None
 
 
 def absent(folder: Path) -> int | None:

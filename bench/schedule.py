@@ -164,7 +164,7 @@ class _Runner:
             while not (ended.wait(POLL_S) or broken or timed_out):
                 watch.look()
                 timed_out = time.monotonic() > watch.deadline
-                broken = roll.broken(place)
+                broken = roll.broken(place, ended=False)
             if timed_out:
                 processes.ask_for_stacks(process, (item.pid for item in roll.entries(place) if item.local))
                 absent = roll.absent(place)

@@ -53,8 +53,6 @@ RUN = (
     Column("launch", "launch", "fresh process number, from 1: the unit of replication", "count"),
     Column("status", "status", "ok, or the failure's kind"),
     Column("error", "info", "the failure's message"),
-    Column("block", "info", "interleaved pair of launches, from 1: one launch of each build", "count"),
-    Column("order", "info", "position of the launch within its block, from 1", "count"),
 )
 
 ACCURACY = (
@@ -91,6 +89,8 @@ INFO = (
     Column("output_hash", "info", "hash of the generated tokens: equal hashes, equal tokens"),
     Column("started", "info", "UTC time at which the cell began"),
     Column("cell", "info", "hash over everything that matters: the resume token"),
+    Column("block", "info", "interleaved pair of launches, from 1: one launch of each build", "count"),
+    Column("order", "info", "position of the launch within its block, from 1", "count"),
     Column("run", "info", "id of the command that measured it"),
     Column("log", "info", "log file, relative to the results folder"),
     Column("schema", "env_hard", "version of this table", "count"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CSV = "results.csv"
+VARIES = "varies"
+"""`output_hash` of a cell whose iterations generated different tokens: equal to nothing, itself included."""
 
 COLUMNS: tuple[schema.Column, ...] = (
     *schema.AXES,
@@ -60,7 +62,7 @@ def row(outcome: Outcome) -> dict[str, Scalar]:
             iterations=len(outcome.iterations),
             warmup=len(outcome.warmups),
             other_cores=None if math.isnan(outcome.other_cores) else outcome.other_cores,
-            output_hash=hashes.pop() if len(hashes) == 1 else "varies",
+            output_hash=hashes.pop() if len(hashes) == 1 else VARIES,
         )
     else:
         values.update(

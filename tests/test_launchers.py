@@ -282,7 +282,30 @@ def test_the_roll_names_the_rank_that_broke_the_job(tmp_path: Path) -> None:
     roll.sign(tmp_path, roll.Entry(0, 2**22 + 1, host))  # no process has this id
     broken = roll.broken(tmp_path)
     assert broken is not None
-    assert (broken.rank, broken.kind) == (0, "killed")
+    assert (broken.rank, broken.kind, broken.error) == (0, "killed", "rank 0 was killed, or a library ended it,")
+    roll.sign(tmp_path, roll.Entry(3, 2**22 + 2, host))
+    (tmp_path / "log").write_text(f"=   PID {2**22 + 2} RUNNING AT vm\n")  # MPICH, which killed both
+    broken = roll.broken(tmp_path)
+    assert broken is not None
+    assert broken.error.startswith("ranks 0 and 3 were killed together")
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "=   BAD TERMINATION OF ONE OF YOUR APPLICATION PROCESSES\n=   RANK 1 PID 4194306 RUNNING AT vm\n",
+        "prterun noticed that process rank 1 with PID 4194306 on node vm exited on\nsignal 9 (Killed).\n",
+        "E1120 api.py:874] failed (exitcode: -9) local_rank: 1 (pid: 4194306) of binary: python\n",
+    ],
+)
+def test_the_launcher_names_the_rank_for_which_it_ended_all(tmp_path: Path, said: str) -> None:
+    for rank in range(2):
+        roll.sign(tmp_path, roll.Entry(rank, 2**22 + 1 + rank, os.uname().nodename))
+    assert roll.broken(tmp_path, ended=False) is None  # all are gone, and it will say which was the first
+    (tmp_path / "log").write_text(said)
+    broken = roll.broken(tmp_path)
+    assert broken is not None
+    assert broken.rank == 1
 
 
 def test_the_rank_that_does_not_wait_is_absent(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from dataclasses import replace
 from typing import Any
 
 import numpy
@@ -22,12 +23,13 @@ def record(make: Any, **changes: Any) -> Record:
     """Batch 2, 4 beams, 10 input tokens and 4 output tokens on 2 devices; three different iterations."""
     cell = make.cell(batch=2, beams=4, inputs=10, outputs=4, world_size=2)
     fields: dict[str, Any] = {
-        "iterations": (FIRST, SECOND, THIRD),
+        "iterations": (replace(FIRST, skew_s=(0.01, 0.02, 0.03, 0.04)), replace(SECOND, skew_s=(0.05,) * 3), THIRD),
         "warmups": (Iteration((3.0, 3.1, 3.2, 3.3), 3.35), Iteration((0.5, 0.6, 0.7, 0.8), 0.90)),
         "load_s": 7.5,
         "hook_s": 2e-6,
         "peak_memory_bytes": 3e9,
         "peak_reserved_bytes": 4e9,
+        "total_memory_bytes": 5e9,
         "compiled": True,
         "cost": ModelCost(
             weight_bytes=1000.0,
@@ -60,6 +62,9 @@ EXPECTED = {
     "output_tokens_per_s": 2 * 4 / 0.95,
     "peak_memory_bytes": 3e9,
     "peak_reserved_bytes": 4e9,
+    "total_memory_bytes": 5e9,
+    "skew_p50_s": 0.04,
+    "skew_max_s": 0.05,
     "load_s": 7.5,
     "first_call_s": 3.35,
     "compile_s": 3.35 - 0.95,

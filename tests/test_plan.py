@@ -70,7 +70,7 @@ def test_memory_of_llama_2_7b_by_hand(precision: str, bytes_each: int):
         ("model=org/unknown", None),
         ("device=xpu", f"device=xpu: {NONE}"),
         ("device=cuda", f"device=cuda: {NONE}"),
-        ("world_size=2", "launcher=local runs one rank; world_size=2 tp=none needs another launcher"),
+        ("world_size=2", "launcher=local runs one rank; world_size=2 needs launcher=mpirun or torchrun"),
         ("engine=static num_beams=4", None),
     ],
 )  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 from .. import schema
 from ..errors import ConfigError
 from ..metrics import METRICS
+from ..table import VARIES
 from . import thresholds
 from .accuracy import accuracy
 from .columns import column_named
@@ -102,12 +103,13 @@ def _identical(matched: Match) -> tuple[int, int] | None:
         return None
     codes, texts = code((sides[0].frame, sides[1].frame), "output_hash")
     split = len(sides[0].frame)
-    low, high = [], []
+    low, high, varies = [], [], np.zeros(matched.cells, bool)
     for rows, mine in zip(sides, (codes[:split], codes[split:]), strict=True):
         known = rows.ok & np.isin(mine, [i for i, text in enumerate(texts) if text])
+        varies[rows.cell[rows.ok & np.isin(mine, [i for i, text in enumerate(texts) if text == VARIES])]] = True
         least, most = extremes(rows.cell[known], mine[known], matched.cells)
         low.append(least)
         high.append(most)
     both = (high[0] >= 0) & (high[1] >= 0)
-    same = both & (np.minimum(*low) == np.maximum(*high))
+    same = both & ~varies & (np.minimum(*low) == np.maximum(*high))
     return (int(same.sum()), int(both.sum())) if both.any() else None

@@ -20,8 +20,8 @@ from .base import Engine, Loaded, engines
 class Eager(Engine):
     """The plain call that most users make."""
 
-    attention: str = "sdpa"
-    """`attn_implementation` of transformers: sdpa, eager, flash_attention_2, ..."""
+    attention: str = "auto"
+    """`attn_implementation` of transformers: sdpa, eager, ...; auto is sdpa where the family has it."""
 
     def unsupported(self, cell: Cell) -> str | None:
         """`generate` runs every decoding there is."""
@@ -45,7 +45,9 @@ class Eager(Engine):
 
         precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
         dtype = getattr(torch, precision.dtype)
-        kwargs = {"attn_implementation": self.attention, **precision.load_kwargs(device.torch_type)}
+        kwargs = precision.load_kwargs(device.torch_type)
+        if self.attention != "auto":
+            kwargs = {"attn_implementation": self.attention, **kwargs}
         if cell.tp != "none":
             place = torch.device(device.torch_type)
             if place.type != "cpu":  # with its number, because libraries load in threads, which start on device 0

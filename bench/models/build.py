@@ -156,7 +156,7 @@ def _random(model: Model, dtype: torch.dtype, device: torch.device, seed: int, *
     noise = Noise(seed, dtype, device)
     tables(built)
     for name, (parameter, kind) in parameters(built).items():
-        noise.fill(name, parameter, kind)
+        noise.put(name, kind, parameter)
     return built
 
 

@@ -46,11 +46,15 @@ class Noise:
         self.block = drawn.to(device=device, dtype=dtype)
 
     @torch.no_grad()
-    def fill(self, name: str, out: torch.Tensor, kind: str = NOISE) -> None:
-        """Overwrite the contiguous tensor `out` with the values of the parameter called `name`."""
-        if kind != NOISE:
+    def put(self, name: str, kind: str, out: torch.Tensor) -> None:
+        """Overwrite the contiguous tensor `out` with what the parameter called `name` holds."""
+        if kind == NOISE:
+            self.fill(name, out)
+        else:
             out.fill_(1.0 if kind == ONE else 0.0)
-            return
+
+    def fill(self, name: str, out: torch.Tensor) -> None:
+        """Overwrite the contiguous tensor `out` with the noise of the parameter called `name`."""
         start = int.from_bytes(hashlib.sha256(f"{self.seed} {name}".encode()).digest()[:8], "big") % BLOCK
         flat = out.detach().view(-1)
         done = 0

@@ -90,7 +90,8 @@ class DeepSpeed(TensorParallel):
         except CellError:
             raise
         except AssertionError as error:  # what DeepSpeed says of a family that it does not know
-            raise Unsupported(f"tp=deepspeed: {str(error).splitlines()[0]}") from error
+            what = str(error).partition(".")[0]
+            raise Unsupported(f"tp=deepspeed cannot split {whole.config.model_type}: {what}") from error
         except Exception as error:
             raise build.explain(error, model) from error
         split = engine.module
@@ -151,13 +152,13 @@ def layer_by_layer(model: Any, dtype: torch.dtype, device: torch.device, seed: i
         if parameter.is_meta:
             names.setdefault(id(owners[id(parameter)]), []).append((name, kind))
         else:
-            noise.fill(name, parameter, kind)
+            noise.put(name, kind, parameter)
 
     def fill(module: Any) -> None:
         for name, kind in names.pop(id(module), []):
             own = name.rpartition(".")[2]
             full = torch.empty_like(getattr(module, own), device=device)
-            noise.fill(name, full, kind)
+            noise.put(name, kind, full)
             setattr(module, own, torch.nn.Parameter(full, requires_grad=False))
 
     original = AutoTP._replace

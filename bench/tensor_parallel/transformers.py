@@ -109,7 +109,7 @@ class _Slice:
 
         noise, name, kind = self._make
         whole = torch.empty(self._like.shape, dtype=self.dtype, device=noise.block.device)
-        noise.fill(name, whole, kind)
+        noise.put(name, kind, whole)
         return whole[index].clone()
 
 

@@ -390,3 +390,10 @@ def test_output_tokens_are_compared(save, capsys):
     assert main(paths) == 0
     assert "output tokens identical in 2 of 3 cells" in capsys.readouterr().out
     assert main([*paths, "--expect-identical"]) == 1
+
+
+def test_tokens_that_vary_between_iterations_are_equal_to_nothing(save, capsys):
+    paths = [save(noisy(3, 3, seed, run=name).assign(output_hash=["varies"] * 3 + ["aa"] * 6), name)
+             for seed, name in ((1, "base"), (2, "cand"))]  # fmt: skip
+    assert main(paths) == 0
+    assert "output tokens identical in 2 of 3 cells" in capsys.readouterr().out
