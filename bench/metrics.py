@@ -36,11 +36,10 @@ def metric(
 
 
 def values(outcome: Record | Evaluation) -> dict[str, float]:
-    """Every metric of an outcome, in the order of results.csv. Those of the other workload are NaN."""
-    unknown = dict.fromkeys((*METRICS, *(column.name for column in ACCURACY)), math.nan)
+    """Every metric that an outcome's workload has, in the order of results.csv."""
     if isinstance(outcome, Record):
-        return {**unknown, **{name: function(outcome) for name, function in _FUNCTIONS.items()}}
-    return {**unknown, **_accuracy(outcome)}
+        return {name: function(outcome) for name, function in _FUNCTIONS.items()}
+    return _accuracy(outcome)
 
 
 def column(name: str) -> Column:
