@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
@@ -48,7 +49,31 @@ class Generate:
     task = "generate"
 
 
-Workload = Generate
+@dataclass(frozen=True)
+class Evaluate:
+    """Answer the documents of an accuracy task; `batch_size` of them at once."""
+
+    task: str
+    """Name of an lm-eval task, or `passages`, which is built in."""
+    batch_size: int = 16
+    limit: int | None = None
+    """Documents, from the first; None is all of them."""
+    num_fewshot: int | None = None
+    """Worked examples before each document; None is what the task says."""
+    data_sha256: str = ""
+    """Checksum of the local file that the documents come from; blank when they come from where the task says."""
+    data: str | None = field(default=None, compare=False)
+    """Path of that file. Two copies of one file are one cell."""
+    allow_random: bool = field(default=False, compare=False)
+    """Whether random weights may be asked, which tests speed and the instrument and nothing else."""
+
+    decoding = "greedy"
+    num_beams = 1
+    input_tokens = output_tokens = 0
+    """What these axes of results.csv hold for a workload that does not have them."""
+
+
+Workload = Generate | Evaluate
 """What a cell measures. Another kind of workload is another dataclass with a `task` name."""
 
 
@@ -76,7 +101,11 @@ class Cell:
     @cached_property
     def id(self) -> str:
         """12 hexadecimal digits of a SHA-256 over every field: stable across processes, machines and field order."""
-        canonical = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
+        fields = self.to_json()
+        for item in dataclasses.fields(self.workload):
+            if not item.compare:
+                del fields["workload"][item.name]
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
     @cached_property
@@ -124,7 +153,10 @@ class Cell:
             parts.append(f"{self._launcher()} x{self.world_size} {self.tp}")
         if self.stack != "current":
             parts.append(self.stack)
-        parts += [f"bs{work.batch_size}", f"beams{work.num_beams}", f"{work.input_tokens}/{work.output_tokens}"]
+        if isinstance(work, Evaluate):
+            parts += [work.task, f"bs{work.batch_size}"]
+        else:
+            parts += [f"bs{work.batch_size}", f"beams{work.num_beams}", f"{work.input_tokens}/{work.output_tokens}"]
         if work.decoding == "sample":
             parts.append("sample")
         parts += [f"{name}={value}" for name, value in self.env]
@@ -142,7 +174,8 @@ class Cell:
             choice = fields[axis]
             fields[axis] = Choice(choice["name"], tuple((key, value) for key, value in choice["settings"]))
         fields["model"] = Model(**fields["model"])
-        fields["workload"] = Workload(**fields["workload"])
+        kind = Evaluate if "task" in fields["workload"] else Generate
+        fields["workload"] = kind(**fields["workload"])
         fields["env"] = tuple((name, value) for name, value in fields["env"])
         return cls(**fields)
 

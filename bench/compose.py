@@ -23,7 +23,18 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .config import AXES, LISTS, BenchConfig, Request, hub_model, local_model, request, settings_of
+from .config import (
+    AXES,
+    LISTS,
+    WORKLOADS,
+    AccuracyConfig,
+    BenchConfig,
+    Request,
+    hub_model,
+    local_model,
+    request,
+    settings_of,
+)
 from .errors import ConfigError, did_you_mean
 from .models.spec import Model
 
@@ -131,7 +142,8 @@ def _register() -> None:
     """Tell Hydra the schema, and the options of each registry as config groups."""
     store = ConfigStore.instance()
     store.store(name="bench_config", node=BenchConfig)
-    store.store(group="workload", name="generate", node={"name": "generate"})
+    for name in WORKLOADS:
+        store.store(group="workload", name=name, node={"name": name})
     for axis, registry in AXES.items():
         for name, cls in registry.items():
             settings = [(item.name, item.type, default) for item, default in settings_of(cls)]
@@ -214,6 +226,8 @@ def _unknown_key(key: str, node: str) -> str:
         return did_you_mean("key", key, [item.name for item in fields(BenchConfig)] + ["experiment"])
     if parent == "model":
         return did_you_mean("key in model", last, [item.name for item in fields(Model)])
+    if parent == "accuracy":
+        return did_you_mean("key in accuracy", last, [item.name for item in fields(AccuracyConfig)])
     classes = (cls for registry in AXES.values() for _, cls in registry.items())
     cls = next((cls for cls in classes if f"{cls.__name__}Config" == node), None)
     known = [item.name for item, _ in settings_of(cls)] if cls else []

@@ -6,6 +6,7 @@ Everything a user can get wrong is caught here or in `compose.py`, before anythi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -15,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .cell import Cell, Choice, Generate, Scalar
+from .cell import Cell, Choice, Evaluate, Generate, Scalar, Workload
 from .devices.base import devices
 from .engines.base import engines
 from .errors import ConfigError, did_you_mean
@@ -38,6 +39,27 @@ LISTS = ("num_beams", "batch_size", "lengths")
 
 DECODINGS = ("greedy", "beam", "sample")
 
+WORKLOADS = ("generate", "accuracy")
+
+EMBEDDED = "passages"
+"""The accuracy task that is built in: `passages.py`."""
+
+
+@dataclass
+class AccuracyConfig:
+    """Settings of `workload=accuracy`."""
+
+    task: Any = "auto"
+    """Name of an lm-eval task, or a list; auto is `passages` for tiny-trained and lambada_standard for others."""
+    limit: int | None = None
+    """Documents, from the first."""
+    num_fewshot: int | None = None
+    batch_size: int = 16
+    data: str | None = None
+    """Local .jsonl file with the task's documents, instead of the hub's."""
+    allow_random: bool = False
+    """Evaluate random weights, too."""
+
 
 @dataclass
 class BenchConfig:
@@ -50,6 +72,8 @@ class BenchConfig:
     device: Any = None
     launcher: Any = None
     workload: Any = None
+    """generate measures latency, accuracy evaluates tasks."""
+    accuracy: AccuracyConfig = field(default_factory=AccuracyConfig)
     weights: str | None = None
     """real or random; by default what the model's YAML says."""
     decoding: str = "greedy"
@@ -105,11 +129,11 @@ def request(config: Mapping[str, Any]) -> Request:
     for name in names:  # what ~name leaves behind
         if name not in options or (options[name] is None and name in (*AXES, "model", "workload")):
             raise ConfigError(f"{name} has been removed: give it a value with {name}=")
-    if options["workload"]["name"] != "generate":
-        raise ConfigError(did_you_mean("workload", options["workload"]["name"], ["generate"]))
+    workload = _one_of("workload", options["workload"]["name"], WORKLOADS)
     python = _interpreter(options["python"])
+    model = _model(options["model"], options["weights"])
     shared: dict[str, Any] = {
-        "model": _model(options["model"], options["weights"]),
+        "model": model,
         **{axis: _choice(axis, options[axis]) for axis in AXES},
         "world_size": _integer("world_size", options["world_size"], 1),
         "tp": _one_of("tp", options["tp"], ["none", *tensor_parallel.names()]),
@@ -119,14 +143,12 @@ def request(config: Mapping[str, Any]) -> Request:
         "warmup": _integer("warmup", options["warmup"], 0),
         "seed": _integer("seed", options["seed"], 0, maximum=2**63 - 1),
     }
-    works = [
-        Generate(inputs, outputs, batch, beams, _decoding(str(options["decoding"]), beams))
-        for (inputs, outputs), batch, beams in itertools.product(
-            _lengths(options["lengths"]),
-            _integers("batch_size", options["batch_size"]),
-            _integers("num_beams", options["num_beams"]),
-        )
-    ]
+    works: Sequence[Workload]
+    if workload == "generate":
+        works = _generations(options)
+    else:
+        works = _evaluations(options["accuracy"], model)
+        shared |= {"iterations": 1, "warmup": 0}  # of generating: changing them changes no answer
     cells = [Cell(workload=work, env=env, **shared) for env in _environments(options["env"]) for work in works]
     return Request(
         cells=tuple(cells),
@@ -138,6 +160,53 @@ def request(config: Mapping[str, Any]) -> Request:
         load_timeout_s=_seconds("load_timeout_s", options["load_timeout_s"]),
         check_memory=bool(options["check_memory"]),
     )
+
+
+def _generations(options: Mapping[str, Any]) -> list[Workload]:
+    """Every combination of lengths, batch size and beams."""
+    return [
+        Generate(inputs, outputs, batch, beams, _decoding(str(options["decoding"]), beams))
+        for (inputs, outputs), batch, beams in itertools.product(
+            _lengths(options["lengths"]),
+            _integers("batch_size", options["batch_size"]),
+            _integers("num_beams", options["num_beams"]),
+        )
+    ]
+
+
+def _evaluations(node: Any, model: Model) -> list[Workload]:
+    """One workload per task."""
+    if not isinstance(node, Mapping):
+        raise ConfigError("accuracy has been removed: its keys are given one by one, such as accuracy.task=")
+    _known("key in accuracy", node, [item.name for item in dataclasses.fields(AccuracyConfig)])
+    tasks = list(dict.fromkeys(_list(node["task"])))
+    for task in tasks:
+        if not isinstance(task, str) or not re.fullmatch(r"[A-Za-z0-9_.+-]+", task):
+            raise ConfigError(f"accuracy.task={task}: the name of an lm-eval task is needed, or {EMBEDDED}")
+    if not tasks:
+        raise ConfigError("accuracy.task is empty: give at least one task, such as accuracy.task=lambada_standard")
+    limit, shots, data = node["limit"], node["num_fewshot"], node["data"]
+    if data is not None and (len(tasks) > 1 or EMBEDDED in tasks):
+        raise ConfigError("accuracy.data is the data of one lm-eval task: give one with accuracy.task=")
+    return [
+        Evaluate(
+            task=(EMBEDDED if model.source == "package" else "lambada_standard") if task == "auto" else task,
+            batch_size=_integer("accuracy.batch_size", node["batch_size"], 1),
+            limit=None if limit is None else _integer("accuracy.limit", limit, 1),
+            num_fewshot=None if shots is None else _integer("accuracy.num_fewshot", shots, 0),
+            data_sha256=_checksum(data) if data else "",
+            data=str(Path(data).expanduser().absolute()) if data else None,
+            allow_random=bool(node["allow_random"]),
+        )
+        for task in tasks
+    ]
+
+
+def _checksum(data: str) -> str:
+    try:
+        return hashlib.sha256(Path(data).expanduser().read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(f"accuracy.data={data} cannot be read: {error.strerror}") from error
 
 
 def _model(node: Mapping[str, Any], weights: str | None) -> Model:
@@ -158,8 +227,8 @@ def _model(node: Mapping[str, Any], weights: str | None) -> Model:
     model = Model(**fields)
     _one_of("model.weights", model.weights, ("real", "random"))
     if model.source is not None:
-        _one_of("model.source", model.source, ("hub", "modelscope", "path"))
-    if model.weights == "real" and not (model.path if model.source == "path" else model.id):
+        _one_of("model.source", model.source, ("hub", "modelscope", "path", "package"))
+    if model.weights == "real" and not (model.path if model.source in ("path", "package") else model.id):
         raise ConfigError(f"model={model.name} has no published weights: use weights=random")
     if model.weights == "random" and not model.architecture:
         raise ConfigError(

@@ -1,15 +1,16 @@
 """`journal.jsonl`: everything that happened in a results folder, one JSON object per line, in order.
 
 Lines are appended and fsynced by the worker while it runs, and by the parent when a worker died. Kinds: `phase` (what
-the worker does now), `start` (a cell began), `record` and `failure` (its outcome). A cell's last outcome wins. A torn
-last line, left by a process that was killed while writing, is ignored when read and closed off by the next append.
+the worker does now), `start` (a cell began), `record`, `evaluation` and `failure` (its outcome). A cell's last outcome
+wins. A torn last line, left by a process that was killed while writing, is ignored when read and closed off by the next
+append.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ class Journal:
         """The last outcome of every (cell id, launch), in the order in which they first appeared."""
         found: dict[tuple[str, int], Outcome] = {}
         for line, _ in self.lines():
-            if line["kind"] in ("record", "failure"):
+            if line["kind"] in ("record", "evaluation", "failure"):
                 try:
                     found[line["cell"], line["launch"]] = from_json(line)
                 except (KeyError, TypeError, AttributeError) as error:
@@ -101,6 +102,15 @@ class NoJournal(Journal):
 
     def append(self, line: Mapping[str, Any], sync: bool = True) -> None:
         """Nothing."""
+
+
+def write_lines(path: Path, items: Iterable[Mapping[str, Any]]) -> None:
+    """Write a new file of JSON objects, one per line. Raises ResultsError."""
+    try:
+        with path.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(item, separators=(",", ":")) + "\n" for item in items)
+    except OSError as error:
+        raise ResultsError(f"cannot write {path}: {error.strerror}") from error
 
 
 def log_tail(path: Path, lines: int = 40) -> tuple[str, ...]:

@@ -73,6 +73,7 @@ def measure(
     Raises WrongLength, NonFinite, or whatever the engine raises.
     """
     work = cell.workload
+    assert isinstance(work, Generate)
 
     def once(check_finite: bool = False) -> Iteration:
         engine.seed(cell.seed)

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean, median
 
-from .record import Iteration, Record
-from .schema import Better, Column, Kind
+from .record import Evaluation, Iteration, Record
+from .schema import ACCURACY, Better, Column, Kind
 
 METRICS: dict[str, Column] = {}
 _FUNCTIONS: dict[str, Callable[[Record], float]] = {}
@@ -35,9 +35,34 @@ def metric(
     return register
 
 
-def values(record: Record) -> dict[str, float]:
-    """Every metric of a record, in the order of results.csv."""
-    return {name: function(record) for name, function in _FUNCTIONS.items()}
+def values(outcome: Record | Evaluation) -> dict[str, float]:
+    """Every metric that an outcome's workload has, in the order of results.csv."""
+    if isinstance(outcome, Record):
+        return {name: function(outcome) for name, function in _FUNCTIONS.items()}
+    return _accuracy(outcome)
+
+
+def column(name: str) -> Column:
+    """The column of a metric of either workload."""
+    return METRICS.get(name) or next(item for item in ACCURACY if item.name == name)
+
+
+def _accuracy(evaluation: Evaluation) -> dict[str, float]:
+    """The columns of `schema.ACCURACY`, and those that both workloads have."""
+    acc = evaluation.score("acc", "exact_match")
+    perplexity = evaluation.score("perplexity", "word_perplexity")
+    return {
+        "acc": acc.value,
+        "acc_stderr": acc.stderr,
+        "perplexity": perplexity.value,
+        "perplexity_stderr": perplexity.stderr,
+        "n": float(evaluation.n),
+        "docs_per_s": _ratio(evaluation.n, evaluation.seconds),
+        "load_s": evaluation.load_s,
+        "peak_memory_bytes": evaluation.peak_memory_bytes,
+        "peak_reserved_bytes": evaluation.peak_reserved_bytes,
+        "total_memory_bytes": evaluation.total_memory_bytes,
+    }
 
 
 # -- one iteration -----------------------------------------------------------------------------------------------------

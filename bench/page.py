@@ -9,7 +9,7 @@ from statistics import median
 
 from . import metrics
 from .record import Failure, Outcome, Record
-from .report import View, by_cell, view
+from .report import View, by_cell, meanings, views
 from .units import milliseconds
 
 STYLE = """
@@ -38,26 +38,28 @@ WIDTH, HEIGHT = 350, 110
 
 def html(outcomes: Sequence[Outcome]) -> str:
     """The page. Whatever comes from a file or a library is escaped."""
-    shown = view(outcomes)
+    shown = views(outcomes)
     failures = {(item.error, item.log): item for item in outcomes if isinstance(item, Failure)}
-    ok = sum(isinstance(item, Record) for item in outcomes)
+    ok = sum(not isinstance(item, Failure) for item in outcomes)
     counts = f"{ok} measured" + (f", {len(outcomes) - ok} failed" if ok < len(outcomes) else "")
-    parts = [
-        f"<h1>{escape(_title(shown))}</h1><p class='soft'>{counts}</p>",
-        _common(shown.common),
-        f"<div class='scroll'>{_table(shown)}</div>",
-        *(f"<p class='soft'>[{number}] {escape(note)}</p>" for number, note in enumerate(shown.notes, 1)),
-        _plots(outcomes, shown),
+    parts = [f"<h1>{escape(_title(shown[0]))}</h1><p class='soft'>{counts}</p>"]
+    for each in shown:
+        parts += [
+            _common(each.common),
+            f"<div class='scroll'>{_table(each)}</div>",
+            *(f"<p class='soft'>[{number}] {escape(note)}</p>" for number, note in enumerate(each.notes, 1)),
+        ]
+    latencies = [item for item in outcomes if item.axes["task"] == "generate"]
+    parts += [
+        *([_plots(latencies, shown[0])] if latencies else []),
         *(_failure(item) for item in failures.values()),
         "<h2>What the figures mean</h2>",
-        _definitions(
-            [(head, metrics.METRICS[name].doc) for name, head in zip(shown.metrics, shown.headings, strict=True)]
-        ),
+        _definitions([(heading, metrics.column(name).doc) for name, heading in meanings(shown)]),
     ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(_title(shown))}</title><style>{STYLE}</style></head>\n"
+        f"<title>{escape(_title(shown[0]))}</title><style>{STYLE}</style></head>\n"
         "<body><main>\n" + "\n".join(parts) + "\n</main></body></html>\n"
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
+from . import accuracy
 from .cell import Cell, Choice, Job
 from .config import Request
 from .devices.base import devices
@@ -168,7 +169,13 @@ def _unsupported(cell: Cell, machine: Hardware, precision: Precision) -> str | N
     engine = engines.get(cell.engine.name)(**cell.engine.kwargs)
     launcher = launchers.get(cell.launcher.name)(**cell.launcher.kwargs)
     split = tensor_parallel.unsupported(cell) or _too_few_devices(cell, machine, launcher)
-    return precision.unsupported(cell) or engine.unsupported(cell) or launcher.unsupported(cell) or split
+    return (
+        precision.unsupported(cell)
+        or engine.unsupported(cell)
+        or launcher.unsupported(cell)
+        or split
+        or accuracy.unsupported(cell)
+    )
 
 
 def _too_few_devices(cell: Cell, machine: Hardware, launcher: Launcher) -> str | None:

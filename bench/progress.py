@@ -15,12 +15,12 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from .cell import Cell
-from .metrics import e2e_s, tpot_s, ttft_s
+from .cell import Cell, Evaluate
+from .metrics import e2e_s, tpot_s, ttft_s, values
 from .plan import Plan
-from .record import Failure, Outcome, Record
+from .record import Evaluation, Failure, Outcome, Record
 from .schedule import Event
-from .units import duration, milliseconds
+from .units import duration, milliseconds, percent, perplexity, significant
 
 MARKS = {True: ("ok", "green"), False: ("failed", "red")}
 
@@ -61,7 +61,7 @@ class Progress:
             self.since = time.monotonic()
         if event.outcome:
             work = self.left.pop((event.cell.id, event.launch), 0.0)
-            if isinstance(event.outcome, Record):
+            if not isinstance(event.outcome, Failure):
                 self.done_work += work
                 self.busy_s += time.monotonic() - self.since
             self._line(event, event.outcome)
@@ -98,12 +98,17 @@ class Progress:
 
     def _line(self, event: Event, outcome: Outcome) -> None:
         number = self.total - len(self.left)
-        word, style = MARKS[isinstance(outcome, Record)]
+        word, style = MARKS[not isinstance(outcome, Failure)]
         launch = f" launch {event.launch}" if self.launches > 1 else ""
         line = Text.assemble(f"[{number}/{self.total}] ", (f"{word:6} ", style), f"{event.cell}{launch}  ")
         if isinstance(outcome, Record):
             line.append(f"TTFT {milliseconds(ttft_s(outcome))}  TPOT {milliseconds(tpot_s(outcome))}")
             line.append(f"  E2E {milliseconds(e2e_s(outcome))}", style="dim")
+        elif isinstance(outcome, Evaluation):
+            found = values(outcome)
+            line.append(f"accuracy {percent(found['acc'])} ± {percent(found['acc_stderr'])}")
+            line.append(f"  perplexity {perplexity(found['perplexity'])}")
+            line.append(f"  {outcome.n} documents, {significant(found['docs_per_s'])} per s", style="dim")
         else:
             line.append(f"{outcome.status}: {outcome.error}", style="red")
         if not self.console.is_terminal:
@@ -121,6 +126,8 @@ class Progress:
 def _work(cell: Cell) -> float:
     """A rough measure of how long a cell takes: tokens through the model, prompt tokens at a discount."""
     work = cell.workload
+    if isinstance(work, Evaluate):
+        return 2.0 * (work.limit or 5000)
     sequences = work.batch_size * work.num_beams
     steps = work.output_tokens * (1 + 0.05 * sequences) + 0.02 * work.input_tokens * sequences
     return (cell.warmup + cell.iterations) * steps
@@ -129,7 +136,9 @@ def _work(cell: Cell) -> float:
 def _label(outcome: Outcome) -> str:
     axes = outcome.axes
     launch = f" launch {outcome.launch}" if outcome.launch > 1 else ""
+    what = f"beams{axes['num_beams']} {axes['input_tokens']}/{axes['output_tokens']}"
+    if axes["task"] != "generate":
+        what = str(axes["task"])
     return (
-        f"{axes['model']} {axes['precision']} {axes['engine']} {axes['device']} bs{axes['batch_size']} "
-        f"beams{axes['num_beams']} {axes['input_tokens']}/{axes['output_tokens']}{launch}"
+        f"{axes['model']} {axes['precision']} {axes['engine']} {axes['device']} bs{axes['batch_size']} {what}{launch}"
     )

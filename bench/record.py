@@ -1,4 +1,4 @@
-"""The outcome of one cell in one launch: a `Record` with every raw sample, or a `Failure`. Never nothing.
+"""The outcome of one cell in one launch: a `Record` or an `Evaluation`, or a `Failure`. Never nothing.
 
 Seconds and bytes throughout. Statistics are derived when read (`metrics.py`), so a better formula needs no new run.
 """
@@ -106,6 +106,68 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Score:
+    """One figure of an accuracy task."""
+
+    name: str
+    """lm-eval's name of the metric, with its filter where that is not `none`: `acc`, `exact_match,strict-match`."""
+    value: float
+    stderr: float
+    """Standard error of the value; NaN when it cannot be derived from the documents."""
+    n: int
+    """Documents."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluated cell: how well the model did on a task. The documents are in the file `samples`."""
+
+    cell: str
+    """`Cell.id`."""
+    launch: int
+    axes: dict[str, Scalar]
+    """`Cell.axes()`."""
+    run: str
+    log: str
+    started: str
+    """UTC, ISO 8601."""
+    scores: tuple[Score, ...]
+    n: int
+    """Documents evaluated."""
+    seconds: float
+    """Answering them: tokenising, the model, scoring; without reading the data."""
+    samples: str
+    """File with one line per document, relative to the results folder."""
+    task_version: str
+    num_fewshot: int
+    data: str
+    """Where the documents come from: the name of a file, or of a data set on the hub, or `built in`."""
+    data_sha256: str
+    """Checksum over the documents that were evaluated, as they were read."""
+    dataset_revision: str
+    """What the hub calls the version of the data; blank for a file."""
+    load_s: float
+    peak_memory_bytes: float
+    peak_reserved_bytes: float
+    total_memory_bytes: float
+    """Sum over ranks of their peaks; NaN for one process."""
+    seed: int
+    approximation: str | None
+    fingerprint: dict[str, Scalar]
+    warnings: tuple[str, ...] = ()
+    schema: int = SCHEMA
+
+    kind = "evaluation"
+    status = "ok"
+    error = ""
+
+    def score(self, *names: str) -> Score:
+        """The score of the first metric of these that the task has, under its first filter; NaN when it has none."""
+        found = (item for name in names for item in self.scores if item.name.partition(",")[0] == name)
+        return next(found, Score(names[0], math.nan, math.nan, self.n))
+
+
+@dataclass(frozen=True)
 class Failure:
     """A cell that could not be measured, and why."""
 
@@ -127,7 +189,7 @@ class Failure:
     kind = "failure"
 
 
-Outcome = Record | Failure
+Outcome = Record | Evaluation | Failure
 
 
 def to_json(outcome: Outcome) -> dict[str, Any]:
@@ -143,6 +205,14 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     if data["kind"] == Failure.kind:
         return Failure(**_known(Failure, {**data, "log_tail": tuple(data["log_tail"])}))
     fields = dict(data)
+    fields["warnings"] = tuple(data["warnings"])
+    if data["kind"] == Evaluation.kind:
+        fields["scores"] = tuple(
+            Score(item["name"], _number(item["value"]), _number(item["stderr"]), item["n"]) for item in data["scores"]
+        )
+        for name in ("seconds", "load_s", "peak_memory_bytes", "peak_reserved_bytes", "total_memory_bytes"):
+            fields[name] = _number(data[name])
+        return Evaluation(**_known(Evaluation, fields))
     for name in ("iterations", "warmups"):
         fields[name] = tuple(
             Iteration(
@@ -158,7 +228,6 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
     figures = {key: _number(value) for key, value in data["peaks"].items() if key != "source"}
     fields["peaks"] = Peaks(source=data["peaks"]["source"], **figures)
-    fields["warnings"] = tuple(data["warnings"])
     return Record(**_known(Record, fields))
 
 

@@ -5,6 +5,7 @@ One `View` feeds all of them, so they cannot disagree.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -12,14 +13,14 @@ from pathlib import Path
 from statistics import median
 
 from . import metrics
-from .cell import Scalar
+from .cell import Evaluate, Scalar
 from .errors import ConfigError
 from .folder import Folder
 from .plan import Plan, Planned
-from .record import Failure, Outcome, Record
+from .record import Evaluation, Failure, Outcome, Record
 from .schema import AXES
 from .table import outcomes as read_outcomes
-from .units import gibibytes, milliseconds, percent, significant
+from .units import gibibytes, milliseconds, percent, perplexity, significant
 
 USAGE = """\
 usage: bench report FOLDER...
@@ -41,6 +42,15 @@ FIGURES: Figures = (
 )
 """Metric, heading, format: the columns of every report."""
 
+ACCURACY_FIGURES: Figures = (
+    ("acc", "accuracy", percent),
+    ("perplexity", "perplexity", perplexity),
+    ("n", "documents", lambda count: f"{count:.0f}"),
+    ("docs_per_s", "docs/s", significant),
+    ("peak_memory_bytes", "peak memory", gibibytes),
+)
+"""The columns of accuracy tasks, which have a table of their own. A standard error stands beside its figure."""
+
 RANK_FIGURES: Figures = (
     ("total_memory_bytes", "memory of all", gibibytes),
     ("skew_p50_s", "skew", milliseconds),
@@ -50,6 +60,9 @@ RANK_FIGURES: Figures = (
 
 UNREMARKABLE = {"tp": "none", "world_size": 1, "launcher": "local", "stack": "current", "task": "generate", "env": ""}
 """Values of axes that go without saying."""
+
+GENERATING = ("decoding", "num_beams", "input_tokens", "output_tokens")
+"""Axes that accuracy tasks do not have."""
 
 SHORT = {"num_beams": "beams", "batch_size": "batch", "input_tokens": "in", "output_tokens": "out"}
 
@@ -87,11 +100,20 @@ class View:
     notes: tuple[str, ...]
 
 
+def views(outcomes: Sequence[Outcome]) -> list[View]:
+    """The report of some outcomes: a table of latencies, a table of accuracies, or both."""
+    groups = [[item for item in outcomes if (item.axes["task"] == "generate") == latency] for latency in (True, False)]
+    return [view(group) for group in groups if group]
+
+
 def view(outcomes: Sequence[Outcome]) -> View:
-    """The report of some outcomes: launches of a cell in one row, as the median over launches."""
+    """The table of one kind of workload: launches of a cell in one row, as the median over launches."""
     cells = by_cell(outcomes)
+    latency = all(item.axes["task"] == "generate" for item in outcomes)
     values: dict[str, list[Scalar]] = {
-        column.name: list(dict.fromkeys(group[0].axes[column.name] for group in cells.values())) for column in AXES
+        column.name: list(dict.fromkeys(group[0].axes[column.name] for group in cells.values()))
+        for column in AXES
+        if latency or column.name not in GENERATING
     }
     varying = [name for name in values if len(values[name]) > 1]
     common = [
@@ -102,9 +124,9 @@ def view(outcomes: Sequence[Outcome]) -> View:
     if any(group for group in cells.values() if len(group) > 1):
         common.append(("launches", str(max(len(group) for group in cells.values()))))
     notes: list[str] = []
-    figures = FIGURES
+    figures = FIGURES if latency else ACCURACY_FIGURES
     if any(isinstance(world_size, int) and world_size > 1 for world_size in values["world_size"]):
-        figures = (*FIGURES, *RANK_FIGURES)
+        figures = (*figures, *(RANK_FIGURES if latency else RANK_FIGURES[:1]))
     rows = [_row(group, varying, figures, notes) for group in cells.values()]
     return View(
         common=(*common, *_environment(outcomes)),
@@ -125,7 +147,7 @@ def by_cell(outcomes: Iterable[Outcome]) -> dict[str, list[Outcome]]:
 
 
 def _row(group: list[Outcome], varying: Sequence[str], columns: Figures, notes: list[str]) -> Row:
-    records = [outcome for outcome in group if isinstance(outcome, Record)]
+    records = [outcome for outcome in group if not isinstance(outcome, Failure)]
     failures = [outcome for outcome in group if isinstance(outcome, Failure)]
     texts = list(dict.fromkeys(note for record in records for note in _notes(record)))
     for text in texts:
@@ -139,17 +161,25 @@ def _row(group: list[Outcome], varying: Sequence[str], columns: Figures, notes: 
     computed = [metrics.values(record) for record in records]
     return Row(
         axes=tuple(str(group[0].axes[name]) for name in varying),
-        figures=tuple(form(median(item[name] for item in computed)) for name, _, form in columns) if records else (),
+        figures=tuple(_figure(computed, name, form) for name, _, form in columns) if records else (),
         failure=failure,
         notes=tuple(notes.index(text) + 1 for text in texts),
     )
 
 
-def _notes(record: Record) -> list[str]:
+def _figure(computed: Sequence[dict[str, float]], name: str, form: Callable[[float], str]) -> str:
+    """The median over launches, and its standard error where the metric has one."""
+    text, error = form(median(item[name] for item in computed)), computed[0].get(f"{name}_stderr", math.nan)
+    return f"{text} ± {form(error)}" if math.isfinite(error) else text
+
+
+def _notes(record: Record | Evaluation) -> list[str]:
     """The record's warnings, and what the figures themselves say against them."""
     found = list(record.warnings)
     if record.approximation:
         found.append(record.approximation)
+    if isinstance(record, Evaluation):
+        return found
     for name, peak in (("mbu", "bandwidth"), ("mfu", "FLOP/s")):
         value = metrics.values(record)[name]
         if value > 1:
@@ -172,15 +202,17 @@ def _environment(outcomes: Iterable[Outcome]) -> list[tuple[str, str]]:
 
 
 def print_table(outcomes: Sequence[Outcome]) -> None:
-    """The table, on standard output. A narrow terminal gets fewer columns, never cut ones."""
+    """The tables, on standard output. A narrow terminal gets fewer columns, never cut ones."""
+    for shown in views(outcomes):
+        _print_view(shown)
+
+
+def _print_view(shown: View) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    if not outcomes:
-        return
-    shown = view(outcomes)
     console = Console(highlight=False)
     headings = _fitting(shown, console.width) if console.is_terminal else shown.headings
     if not console.is_terminal:
@@ -223,9 +255,22 @@ def _fitting(shown: View, width: int) -> list[str]:
 
 
 def markdown(outcomes: Sequence[Outcome]) -> str:
-    """report.md: what was measured where, the table, failures with their logs, footnotes, definitions."""
-    shown = view(outcomes)
-    lines = ["# Results", "", "| | |", "|---|---|"]
+    """report.md: what was measured where, the tables, failures with their logs, footnotes, definitions."""
+    shown = views(outcomes)
+    lines = ["# Results"]
+    for each in shown:
+        lines += ["", *_markdown_table(each)]
+    failures = {(item.error, item.log): item for item in outcomes if isinstance(item, Failure) and item.log_tail}
+    for failure in failures.values():
+        lines += ["", f"## {failure.status}: {failure.error}", "", f"`{failure.log}`", ""]
+        lines += ["```", *failure.log_tail[-10:], "```"]
+    lines += ["", "## What the figures mean", ""]
+    lines += [f"* **{heading}** (`{name}`): {metrics.column(name).doc}" for name, heading in meanings(shown)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_table(shown: View) -> list[str]:
+    lines = ["| | |", "|---|---|"]
     lines += [f"| {_md(name)} | {_md(value)} |" for name, value in shown.common]
     headings = [*shown.axes, *shown.headings, "notes"]
     rule = "|" + "---|" * len(shown.axes) + "---:|" * len(shown.headings) + "---|"
@@ -234,15 +279,12 @@ def markdown(outcomes: Sequence[Outcome]) -> str:
         notes = " ".join([row.failure, *(f"[{number}]" for number in row.notes)]).strip()
         figures = row.figures or ("",) * len(shown.headings)
         lines.append("| " + " | ".join(map(_md, (*row.axes, *figures, notes))) + " |")
-    lines += ["", *(f"[{number}] {note}  " for number, note in enumerate(shown.notes, 1))]
-    failures = {(item.error, item.log): item for item in outcomes if isinstance(item, Failure) and item.log_tail}
-    for failure in failures.values():
-        lines += ["", f"## {failure.status}: {failure.error}", "", f"`{failure.log}`", ""]
-        lines += ["```", *failure.log_tail[-10:], "```"]
-    lines += ["", "## What the figures mean", ""]
-    columns = zip(shown.metrics, shown.headings, strict=True)
-    lines += [f"* **{heading}** (`{name}`): {metrics.METRICS[name].doc}" for name, heading in columns]
-    return "\n".join(lines) + "\n"
+    return [*lines, "", *(f"[{number}] {note}  " for number, note in enumerate(shown.notes, 1))]
+
+
+def meanings(shown: Sequence[View]) -> list[tuple[str, str]]:
+    """Name and heading of every metric in some tables, each once."""
+    return list(dict.fromkeys(pair for each in shown for pair in zip(each.metrics, each.headings, strict=True)))
 
 
 def _md(text: str) -> str:
@@ -275,14 +317,21 @@ def print_plan(plan: Plan) -> None:
 
 def _plan_line(item: Planned) -> str:
     work = item.cell.workload
+    if isinstance(work, Evaluate):
+        documents = "all documents" if work.limit is None else f"{work.limit} documents"
+        return f"  {item.cell.id}  {work.task}, {documents}, batch {work.batch_size}" + _refusal(item)
     decoding = "sample " if work.decoding == "sample" else ""
     return (
         f"  {item.cell.id}  {decoding}batch {work.batch_size:<3} beams {work.num_beams:<2} "
         f"{f'{work.input_tokens}/{work.output_tokens}':>12}  KV {gibibytes(item.kv_bytes):>10}  "
         f"in all {gibibytes(item.total_bytes):>10}"
         + (f", per device {gibibytes(item.rank_bytes):>10}" if item.cell.world_size > 1 else "")
-        + (f"  unsupported: {item.unsupported}" if item.unsupported else "")
+        + _refusal(item)
     )
+
+
+def _refusal(item: Planned) -> str:
+    return f"  unsupported: {item.unsupported}" if item.unsupported else ""
 
 
 def write(folder: Folder, outcomes: Sequence[Outcome]) -> None:

@@ -10,7 +10,7 @@ from .config import Request
 from .folder import Folder
 from .plan import Plan, plan
 from .progress import Progress
-from .record import Outcome, Record
+from .record import Failure, Outcome
 
 
 def run(requests: Sequence[Request], yaml: str) -> int:
@@ -41,7 +41,7 @@ def run(requests: Sequence[Request], yaml: str) -> int:
         asked = _asked(todo, outcomes)
     report.print_table(asked)
     progress.conclude(asked)
-    return 0 if all(isinstance(outcome, Record) for outcome in asked) else 1
+    return 1 if any(isinstance(outcome, Failure) for outcome in asked) else 0
 
 
 def _asked(todo: Plan, outcomes: dict[tuple[str, int], Outcome]) -> list[Outcome]:

@@ -37,9 +37,9 @@ AXES = (
     Column("precision", "key", "format of the weights, with the settings that differ from its defaults"),
     Column("decoding", "key", "greedy, beam or sample"),
     Column("num_beams", "key", "beams per prompt", "count"),
-    Column("batch_size", "key", "prompts per call", "count"),
-    Column("input_tokens", "key", "tokens of each prompt", "count"),
-    Column("output_tokens", "key", "tokens generated for each prompt", "count"),
+    Column("batch_size", "key", "prompts, or documents of an accuracy task, per call", "count"),
+    Column("input_tokens", "key", "tokens of each prompt; 0 for an accuracy task", "count"),
+    Column("output_tokens", "key", "tokens generated for each prompt; 0 for an accuracy task", "count"),
     Column("device", "key", "xpu, cuda, cpu or fake"),
     Column("launcher", "key", "how the worker's processes are started"),
     Column("tp", "key", "tensor parallelism: none, deepspeed or transformers"),
@@ -55,7 +55,31 @@ RUN = (
     Column("error", "info", "the failure's message"),
 )
 
+ACCURACY = (
+    Column("acc", "metric", "share of documents answered rightly", "proportion", "", "higher", primary=True),
+    Column("acc_stderr", "info", "standard error of acc: the documents' standard deviation / sqrt(n)", "proportion"),
+    Column(
+        "perplexity",
+        "metric",
+        "exp of the mean negative log-likelihood of a document",
+        "count",
+        "",
+        "lower",
+        primary=True,
+    ),
+    Column("perplexity_stderr", "info", "standard error of perplexity, by the delta method", "count"),
+    Column("n", "info", "documents evaluated", "count"),
+    Column("docs_per_s", "metric", "documents answered per second, reading the data apart", "rate", "doc/s", "higher"),
+)
+"""Figures of accuracy tasks. They are compared by document (`compare/accuracy.py`), never as a ratio of launches."""
+
 INFO = (
+    Column("samples", "info", "file with one line per document of an accuracy task, relative to the results folder"),
+    Column("task_version", "env_hard", "version of an accuracy task"),
+    Column("num_fewshot", "env_hard", "worked examples before each document", "count"),
+    Column("data", "info", "where the documents come from"),
+    Column("data_sha256", "env_hard", "checksum over the documents"),
+    Column("dataset_revision", "info", "what the hub calls the version of the documents"),
     Column("iterations", "info", "measured iterations", "count"),
     Column("warmup", "info", "warm-up iterations before them", "count"),
     Column("seed", "info", "seed of weights and prompts", "count"),

@@ -26,6 +26,7 @@ COLUMNS: tuple[schema.Column, ...] = (
     *schema.AXES,
     *schema.RUN,
     *metrics.METRICS.values(),
+    *schema.ACCURACY,
     *schema.INFO,
     *schema.FINGERPRINT,
 )
@@ -47,17 +48,31 @@ def row(outcome: Outcome) -> dict[str, Scalar]:
         log=outcome.log or None,
         schema=outcome.schema,
     )
+    if isinstance(outcome, Failure):
+        return values
+    values.update({name: None if math.isnan(value) else value for name, value in metrics.values(outcome).items()})
+    values.update(
+        seed=outcome.seed,
+        approximation=outcome.approximation,
+        warnings="; ".join(outcome.warnings) or None,
+    )
     if isinstance(outcome, Record):
-        values.update({name: None if math.isnan(value) else value for name, value in metrics.values(outcome).items()})
         hashes = {item.output_hash for item in outcome.iterations}
         values.update(
             iterations=len(outcome.iterations),
             warmup=len(outcome.warmups),
-            seed=outcome.seed,
-            approximation=outcome.approximation,
-            warnings="; ".join(outcome.warnings) or None,
             other_cores=None if math.isnan(outcome.other_cores) else outcome.other_cores,
             output_hash=hashes.pop() if len(hashes) == 1 else VARIES,
+        )
+    else:
+        values.update(
+            n=outcome.n,
+            samples=outcome.samples or None,
+            task_version=outcome.task_version,
+            num_fewshot=outcome.num_fewshot,
+            data=outcome.data,
+            data_sha256=outcome.data_sha256,
+            dataset_revision=outcome.dataset_revision or None,
         )
     return values
 
@@ -109,7 +124,7 @@ def load(path: str | Path) -> pd.DataFrame:
         except (OSError, ValueError) as error:
             raise ResultsError(f"cannot read {path}: {error}") from error
     frame = pd.DataFrame([row(outcome) for outcome in outcomes(path)], columns=[column.name for column in COLUMNS])
-    numeric = [column.name for column in COLUMNS if column.role == "metric"]
+    numeric = [column.name for column in (*metrics.METRICS.values(), *schema.ACCURACY)]
     frame[numeric] = frame[numeric].astype(float)
     return frame
 
@@ -124,7 +139,7 @@ def load_samples(path: str | Path) -> pd.DataFrame:
 
     rows = []
     for outcome in outcomes(path):
-        if isinstance(outcome, Failure):
+        if not isinstance(outcome, Record):
             continue
         count = len(outcome.warmups)
         for number, item in enumerate((*outcome.warmups, *outcome.iterations)):

@@ -18,6 +18,11 @@ def significant(value: float, digits: int = 4) -> str:
     return f"{rounded:.{min(decimals, 6)}f}"
 
 
+def perplexity(value: float) -> str:
+    """4 significant digits, with an exponent where the model knows nothing."""
+    return f"{value:.3e}" if math.isfinite(value) and value >= 1e6 else significant(value)
+
+
 def milliseconds(seconds: float) -> str:
     """Seconds as ms with 4 significant digits."""
     return f"{significant(seconds * 1e3)} ms" if math.isfinite(seconds) else "-"

@@ -15,6 +15,7 @@ import faulthandler
 import gc
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -23,16 +24,16 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from . import fingerprint, peaks
-from .cell import Cell, Scalar
+from . import accuracy, fingerprint, peaks
+from .cell import Cell, Evaluate, Scalar
 from .devices.base import Device, devices
 from .engines.base import Engine, Loaded, engines
 from .errors import CellError, LoadError, OutOfMemory, ResultsError, Unsupported
-from .journal import Journal, NoJournal, log_tail
+from .journal import Journal, NoJournal, log_tail, write_lines
 from .measure import Stopwatch, measure, suspicions
 from .precisions.base import precisions
 from .ranks import Ranks, merge
-from .record import Failure, Record
+from .record import Evaluation, Failure, Record
 from .roll import log_name
 
 log = logging.getLogger(__name__)
@@ -129,13 +130,17 @@ class _Worker:
         for cell in self.task.cells:
             self.started = _now()
             self.journal.append({"kind": "start", "cell": cell.id, "launch": self.task.launch, "time": self.started})
+            outcome: Record | Evaluation
             try:
                 self.ranks.barrier()
-                record = self._measure(loaded, cell, load_s, environment)
+                if isinstance(cell.workload, Evaluate):
+                    outcome = self._evaluate(loaded, cell, load_s, environment)
+                else:
+                    outcome = self._measure(loaded, cell, load_s, environment)
             except (Exception, SystemExit) as error:
                 self._fail(cell, self._cell_error(error), environment)
             else:
-                self.journal.outcome(record)
+                self.journal.outcome(outcome)
             # After the except clause, in which the traceback still holds the tensors of the failed call.
             if not self._release():
                 return EXIT_DEVICE
@@ -184,6 +189,42 @@ class _Worker:
             fingerprint=environment,
             warnings=(*loaded.warnings, *warnings, *suspicions(samples, self.device)),
             total_memory_bytes=samples.total_memory_bytes,
+        )
+
+    def _evaluate(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Evaluation:
+        """Every rank answers all documents, in step; the first writes them down."""
+        self.engine.begin(loaded, cell)
+        self.engine.seed(cell.seed)
+        self.device.reset_peak_memory()
+        result = accuracy.evaluate(cell, loaded.handle, self._phase)
+        memory = self.ranks.gather(self.device.peak_memory())
+        samples = str(Path(self.task.log).with_name(f"samples_{cell.id}.jsonl"))
+        if self.ranks.rank == 0:
+            write_lines(self.task.journal.parent / samples, result.documents)
+        return Evaluation(
+            cell=cell.id,
+            launch=self.task.launch,
+            axes=cell.axes(),
+            run=self.task.run,
+            log=self.log,
+            started=self.started,
+            scores=result.scores,
+            n=result.n,
+            seconds=max(self.ranks.gather(result.seconds)),
+            samples=samples,
+            task_version=result.task_version,
+            num_fewshot=result.num_fewshot,
+            data=result.data,
+            data_sha256=result.data_sha256,
+            dataset_revision=result.dataset_revision,
+            load_s=load_s,
+            peak_memory_bytes=max(used for used, _ in memory),
+            peak_reserved_bytes=max(reserved for _, reserved in memory),
+            total_memory_bytes=sum(used for used, _ in memory) if len(memory) > 1 else math.nan,
+            seed=cell.seed,
+            approximation=cell.model.approximation if cell.model.weights == "random" else None,
+            fingerprint=fingerprint.collect(self.device, loaded.revision),  # lm-eval is among the adapters now
+            warnings=(*loaded.warnings, *result.warnings),
         )
 
     def _fail(self, cell: Cell, error: CellError, environment: dict[str, Scalar]) -> None:

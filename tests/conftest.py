@@ -205,6 +205,13 @@ class Make:
     failure = staticmethod(make_failure)
 
 
+def run_script(name: str, *arguments: str, cwd: Path, **variables: str) -> list[str]:
+    """Output of a one-click script under this interpreter, standard error included."""
+    env = {**os.environ, "BENCH_PYTHON": sys.executable, "XDG_CACHE_HOME": str(cwd / "cache"), **variables}
+    done = subprocess.run([ROOT / name, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
+    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
+
+
 @pytest.fixture(scope="session")
 def make() -> type[Make]:
     """`make.cell()`, `make.record()`, `make.failure()`."""

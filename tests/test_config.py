@@ -32,8 +32,8 @@ MISTAKES = [
     ("device.foo=1", "device.foo: device has no settings"),
     ("model.sourc=hub", "unknown key in model 'sourc'. Did you mean source?"),
     ("hydra.foo=1", "unknown key 'hydra.foo'"),
-    ("+foo=1", "unknown key 'foo'. Known: batch_size, check_memory, "),
-    ("++foo=1", "unknown key 'foo'. Known: batch_size, check_memory, "),
+    ("+foo=1", "unknown key 'foo'. Known: accuracy, batch_size, check_memory, "),
+    ("++foo=1", "unknown key 'foo'. Known: accuracy, batch_size, check_memory, "),
     ("+engine.foo=1", f"unknown key in engine 'foo'. Known: {KNOWN}"),
     ("+model.foo=1", "unknown key in model 'foo'. Known: "),
     ("model@foo=tiny", "Could not override 'model@foo'."),
@@ -53,7 +53,7 @@ MISTAKES = [
     ("weights=fake", "unknown weights 'fake'. Known: random, real"),
     ("decoding=beem", "unknown decoding 'beem'. Did you mean beam?"),
     ("tp=deepsped", "unknown tp 'deepsped'. Did you mean deepspeed?"),
-    ("model.source=ftp", "unknown model.source 'ftp'. Known: hub, modelscope, path"),
+    ("model.source=ftp", "unknown model.source 'ftp'. Known: hub, modelscope, package, path"),
     ("model.weights=fake", "unknown model.weights 'fake'. Known: random, real"),
     # impossible values
     ("iterations=0", "iterations=0: an integer of at least 1 is needed"),
@@ -171,7 +171,7 @@ def test_every_experiment_composes(name: str):
 
 
 def test_every_model_composes():
-    assert len(MODELS) == 26
+    assert len(MODELS) == 27
     found = requests(f"-m model={','.join(MODELS)} weights=random num_beams=1")
     cells = [cell for point in found for cell in point.cells]
     assert [cell.model.name for cell in cells] == MODELS
@@ -328,7 +328,7 @@ def test_bash_completes_after_the_line_of_the_readme(bench: Bench):
     done = subprocess.run(["bash", "-c", script], env=env, capture_output=True, text=True, check=True, cwd=bench.cwd)
     first, second = done.stdout.splitlines()
     assert first.endswith("hydra_bash_completion bench")
-    assert second == "model=tiny"
+    assert second == "model=tiny model=tiny-trained"
 
 
 def test_composing_leaves_the_process_as_it_was(monkeypatch: pytest.MonkeyPatch):

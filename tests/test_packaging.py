@@ -11,14 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import run_script as script
+
 ROOT = Path(__file__).parents[1]
-
-
-def script(name: str, *arguments: str, cwd: Path, **variables: str) -> list[str]:
-    """Output of a one-click script under this interpreter, standard error included."""
-    env = {**os.environ, "BENCH_PYTHON": sys.executable, "XDG_CACHE_HOME": str(cwd / "cache"), **variables}
-    done = subprocess.run([ROOT / name, *arguments], cwd=cwd, env=env, capture_output=True, text=True, check=False)
-    return [*done.stdout.splitlines(), *done.stderr.splitlines()]
 
 
 def test_a_wheel_brings_the_configurations(tmp_path: Path) -> None:

@@ -10,24 +10,19 @@ from ..errors import ConfigError, did_you_mean
 from ..metrics import METRICS
 from ..schema import Column
 
-ACCURACY = (
-    Column("acc", "metric", "share of documents answered rightly", "proportion", "", "higher", primary=True),
-    Column("acc_stderr", "info", "standard error of acc", "proportion"),
-    Column("perplexity", "metric", "exp of the mean negative log-likelihood", "count", "", "lower", primary=True),
-    Column("perplexity_stderr", "info", "standard error of perplexity", "count"),
-    Column("n", "info", "documents evaluated", "count"),
-    Column("docs_per_s", "metric", "documents evaluated per second", "rate", "doc/s", "higher"),
-)
-"""Accuracy is decided in `accuracy.py`, never as a ratio of launches."""
-
-EXTRA = (
-    Column("samples", "info", "per-document file of an accuracy cell, relative to the CSV"),
-    Column("resolution_s", "info", "step to which another tool rounded TTFT and TPOT", "duration", "s"),
-)
+EXTRA = (Column("resolution_s", "info", "step to which another tool rounded TTFT and TPOT", "duration", "s"),)
 
 REGISTRY: dict[str, Column] = {
     column.name: column
-    for column in (*schema.AXES, *schema.RUN, *METRICS.values(), *ACCURACY, *EXTRA, *schema.INFO, *schema.FINGERPRINT)
+    for column in (
+        *schema.AXES,
+        *schema.RUN,
+        *METRICS.values(),
+        *schema.ACCURACY,
+        *EXTRA,
+        *schema.INFO,
+        *schema.FINGERPRINT,
+    )
 }
 
 SHORT = {

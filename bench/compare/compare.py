@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from .. import schema
 from ..errors import ConfigError
 from ..metrics import METRICS
 from ..table import VARIES
 from . import thresholds
 from .accuracy import accuracy
-from .columns import ACCURACY, column_named
+from .columns import column_named
 from .diagnostics import diagnose
 from .gate import correct, gate, waive
 from .latency import latency
@@ -77,7 +78,7 @@ def chosen(matched: Match, settings: Settings) -> tuple[list[str], set[str]]:
 
 
 def _named(settings: Settings) -> list[str]:
-    known = [*METRICS, *(column.name for column in ACCURACY if column.role == "metric")]
+    known = [*METRICS, *(column.name for column in schema.ACCURACY if column.role == "metric")]
     return [column_named(name, known) for name in settings.metrics]
 
 

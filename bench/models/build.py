@@ -54,6 +54,12 @@ def load(
     return ready(loaded)
 
 
+def tokenizer(model: Model) -> Any:
+    """The tokenizer of the model. Raises whatever a tokenizer's files, packages or remote code raise."""
+    source, options = origin(model)
+    return transformers.AutoTokenizer.from_pretrained(source, **options)
+
+
 def revision_of(model: PreTrainedModel) -> str | None:
     """The commit that the hub resolved; None for random weights, folders and ModelScope."""
     return getattr(model.config, "_commit_hash", None)
@@ -66,8 +72,10 @@ def origin(model: Model) -> tuple[str, dict[str, Any]]:
     answer within seconds, so a cached model loads at once without a network (the hub's own client retries for 23 s).
     """
     options = {"trust_remote_code": model.trust_remote_code}
-    if model.source == "path":
+    if model.source in ("path", "package"):
         folder = Path(model.path or "")
+        if model.source == "package":
+            folder = Path(__file__).parents[1] / folder
         if not folder.is_dir():
             raise LoadError(f"model.path={model.path} is not a folder: name one that save_pretrained wrote")
         if not (folder / "config.json").is_file():
@@ -82,7 +90,7 @@ def origin(model: Model) -> tuple[str, dict[str, Any]]:
         except ImportError as error:
             raise LoadError("source=modelscope needs the modelscope package: pip install bench[modelscope]") from error
         return str(snapshot_download(name, revision=model.revision)), options
-    return name, {**options, "revision": model.revision, "local_files_only": not _hub_answers()}
+    return name, {**options, "revision": model.revision, "local_files_only": not hub_answers()}
 
 
 def explain(error: BaseException, model: Model) -> CellError:
@@ -104,7 +112,7 @@ def explain(error: BaseException, model: Model) -> CellError:
     if "trust_remote_code" in text:
         return LoadError(f"{what} brings its own code: read it, then set model.trust_remote_code=true")
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or "cached files" in text:
-        why = "HF_HUB_OFFLINE is set" if _offline() else "the hub does not answer"
+        why = "HF_HUB_OFFLINE is set" if offline() else "the hub does not answer"
         return LoadError(f"{what} is not in the local cache and {why}: download it first, or use weights=random")
     if "model type" in text or "model identifier" in text:
         kind = model.config.get("model_type", what)
@@ -192,15 +200,15 @@ def _pad(config: Any) -> int:
     return 0
 
 
-def _offline() -> bool:
+def offline() -> bool:
     """Whether the user told the hub's client to stay off the network."""
     names = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
     return any(os.environ.get(name, "").upper() in ("1", "ON", "YES", "TRUE") for name in names)
 
 
-def _hub_answers() -> bool:
+def hub_answers() -> bool:
     """Whether the hub's host accepts a connection. Behind a proxy that cannot be known, and True is assumed."""
-    if _offline():
+    if offline():
         return False
     if "https" in urllib.request.getproxies():
         return True

@@ -40,12 +40,9 @@ def _random(model: Model, vocab_size: int, input_tokens: int, batch_size: int, s
 
 
 def _prose(model: Model, input_tokens: int, batch_size: int, seed: int) -> torch.Tensor:
-    from transformers import AutoTokenizer
+    from .build import tokenizer as tokenizer_of
 
-    from .build import origin
-
-    source, options = origin(model)
-    tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    tokenizer = tokenizer_of(model)
     text = resources.files(__package__).joinpath("prose.txt").read_text(encoding="utf-8")
     ids: list[int] = tokenizer(text)["input_ids"]
     start = ids[:1] if ids[0] == tokenizer.bos_token_id else []

@@ -17,9 +17,9 @@ class Model:
     id: str | None = None
     """Id on the Hugging Face hub; None for a built-in model."""
     source: str = "hub"
-    """Where real weights come from: `hub`, `modelscope` or `path`."""
+    """Where real weights come from: `hub`, `modelscope`, `path`, or `package` for those that bench brings."""
     path: str | None = None
-    """Local folder, with `source=path`."""
+    """Local folder, with `source=path`; with `source=package` relative to the package."""
     modelscope_id: str | None = None
     """Id on ModelScope where it differs from `id`."""
     revision: str | None = None
