@@ -44,7 +44,7 @@ setup_env() {
     local base=${PYTHON:-python3} wanted constraint=()
     python=$venv/bin/python
     wanted=$(cat "$root/pyproject.toml" "$root/constraints-cpu.txt" - <<<"$kind $extras" | sha256sum)
-    if [ "$(cat "$venv/.bench-ready" 2>/dev/null)" = "$wanted" ]; then return; fi
+    if grep -qsxF "$wanted" "$venv/.bench-ready"; then return; fi
     "$base" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null ||
         die "$base is not Python 3.10 or newer: set PYTHON to one that is"
     say "installing into $venv (torch for $kind); this happens once"
@@ -53,5 +53,5 @@ setup_env() {
     install_torch "$kind" || die "torch could not be installed; see the messages above, or set BENCH_PYTHON"
     "$python" -m pip install -q "${constraint[@]}" -e "$root${extras:+[$extras]}" ||
         die "bench could not be installed; see the messages above"
-    echo "$wanted" >"$venv/.bench-ready"
+    echo "$wanted" >>"$venv/.bench-ready" # a line for each set of extras
 }
