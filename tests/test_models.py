@@ -156,7 +156,9 @@ def test_architecture_has_the_published_number_of_parameters(path: Path):
     assert shape.active_parameters() == model.parameters - shape.embedding_parameters + head
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if not path.stem.startswith("tiny")], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if not path.stem.startswith("tiny")], ids=lambda path: path.stem
+)
 def test_shape_is_the_published_one(path: Path):
     model = published(path)
     shape = Shape.of(model)
