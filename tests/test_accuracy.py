@@ -19,7 +19,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from bench import accuracy, passages
 from bench.cell import Cell, Choice, Evaluate, Generate
@@ -142,8 +143,23 @@ def test_the_command_makes_the_shipped_model(tmp_path: Path):
 # -- lm-eval's own answers ---------------------------------------------------------------------------------------------
 
 
+def small(folder: Path, data: Path) -> Model:
+    """A random Llama, so wide in its values that tokens differ clearly, and a tokenizer made for the data."""
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    texts = [json.loads(line)["text"] for line in data.read_text().splitlines()[:1000]]
+    made.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=2048, special_tokens=["<|end|>"],
+                             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))  # fmt: skip
+    PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|end|>").save_pretrained(folder)
+    torch.manual_seed(0)
+    config = LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+                         vocab_size=2048, max_position_embeddings=512, initializer_range=0.2)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return Model("small", source="path", path=str(folder))
+
+
 @pytest.mark.parametrize("task", ["lambada_openai", "lambada_standard"])
-def test_the_full_files_give_what_lm_eval_gives(task: str, trained: Any, tmp_path: Path):
+def test_the_full_files_give_what_lm_eval_gives(task: str, tmp_path: Path):
     """Own tokenising, batches and rows of logits against lm-eval's: a small model on real text, every document."""
     path = DATA / f"{task}.jsonl"
     if not path.is_file():
@@ -152,22 +168,21 @@ def test_the_full_files_give_what_lm_eval_gives(task: str, trained: Any, tmp_pat
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
-    result = accuracy.evaluate(cell(task, data=str(path)), trained, quiet)
+    model = small(tmp_path / "small", path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "small", dtype=torch.float32).eval()
+    result = accuracy.evaluate(cell(task, model, data=str(path)), loaded, quiet)
     assert result.n == 5153
-    lines = path.read_text().splitlines()
-    part = tmp_path / "part.jsonl"
-    part.write_text("\n".join(lines[:300]) + "\n")
     tasks = Path(importlib.util.find_spec("lm_eval").origin).parent / "tasks" / "lambada"  # type: ignore[union-attr,arg-type]
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "local.yaml").write_text(
         f"include: {tasks / task}.yaml\ntask: local\ntag: null\ndataset_path: json\ndataset_name: null\n"
-        f"dataset_kwargs: {{data_files: {{test: {part}}}, cache_dir: {tmp_path / 'cache'}}}\n"
+        f"dataset_kwargs: {{data_files: {{test: {path}}}, cache_dir: {tmp_path / 'cache'}}}\n"
         f"validation_split: null\ntest_split: test\n"
     )
     manager = TaskManager(include_path=str(tmp_path / "tasks"), include_defaults=False)
-    tokenizer = AutoTokenizer.from_pretrained(SHIPPED)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "small")
     theirs = simple_evaluate(
-        model=HFLM(pretrained=trained, tokenizer=tokenizer, batch_size=16, softmax_dtype="float32"),
+        model=HFLM(pretrained=loaded, tokenizer=tokenizer, batch_size=16, softmax_dtype="float32"),
         tasks=["local"], task_manager=manager, bootstrap_iters=0, log_samples=True,
     )  # fmt: skip
     ours = {item["doc_id"]: item for item in result.documents}
@@ -176,6 +191,9 @@ def test_the_full_files_give_what_lm_eval_gives(task: str, trained: Any, tmp_pat
         for key in ("doc_hash", "prompt_hash", "target_hash", "acc"):
             assert mine[key] == sample[key]
         assert mine["perplexity"] == pytest.approx(sample["perplexity"], abs=1e-4)
+    found = {score.name: score.value for score in result.scores}
+    assert found["acc"] == theirs["results"]["local"]["acc,none"]
+    assert found["perplexity"] == pytest.approx(theirs["results"]["local"]["perplexity,none"], rel=1e-4)
 
 
 def test_choices_of_one_context_and_few_shots(trained: Any, tmp_path: Path):
@@ -233,7 +251,7 @@ def test_mistakes_stop_before_anything_is_launched(bench: Bench):
     for argument, message in {
         "accuracy.data=nowhere.jsonl": "accuracy.data=nowhere.jsonl cannot be read: No such file or directory",
         "accuracy.limit=0": "accuracy.limit=0: an integer of at least 1 is needed",
-        "accuracy.batch_size=auto": "accuracy.batch_size=auto: an integer of at least 1 is needed",
+        "accuracy.batch_size=auto": "accuracy.batch_size: Value 'auto' of type 'str' could not be converted to Integer",
         "accuracy.tsk=a": "unknown key in accuracy 'tsk'. Did you mean task?",
         "accuracy.task=[]": "accuracy.task is empty: give at least one task",
         "accuracy.task=../x": "accuracy.task=../x: the name of an lm-eval task is needed",
@@ -396,7 +414,7 @@ def test_compare_pairs_the_documents(bench: Bench, tmp_path: Path):
 
 def accuracies(text: str) -> dict[str, dict[str, Any]]:
     """Results of accuracy metrics in the JSON of a comparison."""
-    data = json.loads(text)
+    (data,) = json.loads(text)["comparisons"]
     return {item["metric"]: item for item in data["results"] if item["metric"] in ("acc", "perplexity")}
 
 
