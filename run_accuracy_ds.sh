@@ -15,30 +15,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 setup_env
 
 # 2. Variables become overrides. Several values, separated by commas, are swept.
-args=()
-sweep=()
-add() { # KEY VALUE: one value, or a sweep over several
-    [ -n "$2" ] || return 0
-    args+=("$1=$2")
-    [[ $2 != *,* ]] || sweep=(-m)
-}
-precision=${dtype:-}
-precision=${precision//bfloat16/bf16}
-precision=${precision//float16/fp16}
-precision=${precision//float32/fp32}
-add workload accuracy
-add launcher mpirun
-add world_size "${nproc:-2}"
-add tp "${tp:-deepspeed}"
-add model "${model:-tiny-trained}"
-add precision "$precision"
-add device "${device:-}"
-[ -z "${task:-}" ] || args+=("accuracy.task=[${task// /,}]")
-[ -z "${limit:-}" ] || args+=("accuracy.limit=$limit")
-[ -z "${hostfile:-}" ] || args+=("launcher.hostfile=$(realpath "$hostfile")")
-[ -z "${hosts:-}" ] || args+=("launcher.hosts='$hosts'")
-[ -z "${ppn:-}" ] || args+=("launcher.ppn=$ppn")
-[ -z "${bs:-}" ] || args+=("accuracy.batch_size=$bs")
+accuracy_overrides
+rank_overrides
+model_overrides tiny-trained
 
 # 3. Run. What is given on the command line comes last and wins.
 exec "$python" -m bench run "${sweep[@]}" "${args[@]}" "$@"

@@ -15,29 +15,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 setup_env
 
 # 2. Variables become overrides. Several values, separated by commas, are swept.
-args=()
-sweep=()
-add() { # KEY VALUE: one value, or a sweep over several
-    [ -n "$2" ] || return 0
-    args+=("$1=$2")
-    [[ $2 != *,* ]] || sweep=(-m)
-}
-list() { # KEY VALUES: an inner axis, which takes a list
-    [ -n "$2" ] || return 0
-    args+=("$1=[${2// /,}]")
-}
-precision=${dtype:-}
-precision=${precision//bfloat16/bf16}
-precision=${precision//float16/fp16}
-precision=${precision//float32/fp32}
-add model "${model:-}"
-add precision "$precision"
-add device "${device:-}"
-list num_beams "${beam:-}"
-list batch_size "${bs:-}"
-[ -z "${input:-}${output:-}" ] || args+=("lengths=${input:-1024}/${output:-128}")
-[ -z "${iter:-}" ] || args+=("iterations=$iter")
-[ -z "${warmup:-}" ] || args+=("warmup=$warmup")
+model_overrides ""
+latency_overrides
 
 # 3. Run. What is given on the command line comes last and wins.
 exec "$python" -m bench run "${sweep[@]}" "${args[@]}" "$@"

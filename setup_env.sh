@@ -1,5 +1,5 @@
-# Sourced by the run_*.sh scripts: a virtual environment with bench in it, made on first use. Leaves its interpreter in
-# $python.
+# What the run_*.sh scripts share. `setup_env` makes a virtual environment with bench in it on first use and leaves its
+# interpreter in $python; the *_overrides functions turn the user's variables into overrides of `bench run`.
 #
 #   TORCH=xpu|cuda|cpu   which build of torch; by default what the hardware here can use
 #   VENV=DIR             where the environment goes (default .venv beside the scripts)
@@ -54,4 +54,47 @@ setup_env() {
     "$python" -m pip install -q "${constraint[@]}" -e "$root${extras:+[$extras]}" ||
         die "bench could not be installed; see the messages above"
     echo "$wanted" >>"$venv/.bench-ready" # a line for each set of extras
+}
+
+args=()
+sweep=()
+add() { # KEY VALUE: one value, or a sweep over several that are separated by commas
+    [ -n "$2" ] || return 0
+    args+=("$1=$2")
+    [[ $2 != *,* ]] || sweep=(-m)
+}
+list() { # KEY VALUES: an inner axis, which takes a list
+    [ -n "$2" ] || return 0
+    args+=("$1=[${2// /,}]")
+}
+
+model_overrides() { # model dtype device; the argument is the model when the user names none
+    local precision=${dtype:-}
+    precision=${precision//bfloat16/bf16}
+    precision=${precision//float16/fp16}
+    precision=${precision//float32/fp32}
+    add model "${model:-$1}"
+    add precision "$precision"
+    add device "${device:-}"
+}
+latency_overrides() { # beam bs input output iter warmup
+    list num_beams "${beam:-}"
+    list batch_size "${bs:-}"
+    [ -z "${input:-}${output:-}" ] || args+=("lengths=${input:-1024}/${output:-128}")
+    [ -z "${iter:-}" ] || args+=("iterations=$iter")
+    [ -z "${warmup:-}" ] || args+=("warmup=$warmup")
+}
+accuracy_overrides() { # task limit bs
+    add workload accuracy
+    list accuracy.task "${task:-}"
+    [ -z "${limit:-}" ] || args+=("accuracy.limit=$limit")
+    [ -z "${bs:-}" ] || args+=("accuracy.batch_size=$bs")
+}
+rank_overrides() { # nproc tp hostfile hosts ppn
+    add launcher mpirun
+    add world_size "${nproc:-2}"
+    add tp "${tp:-deepspeed}"
+    [ -z "${hostfile:-}" ] || args+=("launcher.hostfile=$(realpath "$hostfile")")
+    [ -z "${hosts:-}" ] || args+=("launcher.hosts='$hosts'")
+    [ -z "${ppn:-}" ] || args+=("launcher.ppn=$ppn")
 }
