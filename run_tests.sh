@@ -7,7 +7,7 @@ set -euo pipefail
 
 # 1. The environment, with the tools for development.
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
-EXTRAS=${EXTRAS:-dev,mpi,deepspeed}
+EXTRAS=${EXTRAS:-dev,accuracy,mpi,deepspeed}
 setup_env
 cd "$root"
 
