@@ -47,6 +47,13 @@ def trained() -> Any:
     return AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32).eval()
 
 
+@pytest.fixture(name="bench")
+def _bench(bench: Bench) -> Bench:
+    """One thread: two of them wait for each other most of the time where other processes run."""
+    bench.env["OMP_NUM_THREADS"] = "1"
+    return bench
+
+
 def rows(folder: Path) -> list[dict[str, str]]:
     """results.csv, as text."""
     with (folder / "results.csv").open() as file:
