@@ -154,20 +154,20 @@ def _task(work: Evaluate) -> Task:
         hint = f": one of {', '.join(near)}?" if near else ""
         raise Unsupported(f"lm-eval has no task {work.task}{hint or ': `lm_eval ls tasks` lists all of them'}")
     spec: str | dict[str, Any] = work.task
+    away = ""
     if work.data is not None:
         rows = _rows(Path(work.data))
         # Inside a group, settings are laid over those of the task's file; by themselves they would replace them.
         spec = {"group": "bench", "task": [{"task": work.task, **_own_data(rows, "test")}]}
     else:
-        _hub_or_cache()
+        away = _hub_or_cache()
     try:
         found: Task = manager.load([spec])["tasks"][work.task]
     except Exception as error:
         if work.data is not None:
             raise LoadError(f"{Path(work.data).name} does not suit {work.task}: {_line(error)}") from error
-        raise LoadError(
-            f"the documents of {work.task} cannot be had: {_line(error)}. accuracy.data=FILE.jsonl reads a local file"
-        ) from error
+        why = f"are not in the local cache and {away}" if away else f"cannot be had: {_line(error)}"
+        raise LoadError(f"the documents of {work.task} {why}; accuracy.data=FILE.jsonl reads a local file") from error
     return found
 
 
@@ -232,18 +232,23 @@ def _folder(task: str) -> Path | None:
     return None
 
 
-def _hub_or_cache() -> None:
-    """Let the data sets library look into its cache only where the hub does not answer: it would try for minutes."""
-    from .models.build import hub_answers
+def _hub_or_cache() -> str:
+    """Let the data sets library look into its cache only where the hub does not answer: it would try for minutes.
+
+    Returns why the hub is out of reach; blank when it is not.
+    """
+    from .models.build import hub_answers, offline
 
     if hub_answers():
-        return
+        return ""
+    why = "HF_HUB_OFFLINE is set" if offline() else "the hub does not answer"
     import datasets
     import huggingface_hub.constants
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     datasets.config.HF_HUB_OFFLINE = True
     huggingface_hub.constants.HF_HUB_OFFLINE = True
+    return why
 
 
 def _tokenizer(cell: Cell) -> tuple[Any, list[str]]:

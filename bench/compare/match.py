@@ -130,6 +130,9 @@ def _labels(keys: dict[str, list[str]], wanted: Iterable[int]) -> list[str]:
     if lengths and "input_tokens" in keys and "output_tokens" in keys:
         pairs = zip(keys["input_tokens"], keys["output_tokens"], strict=True)
         parts.append(
-            [f"{tokens_in}/{tokens_out}" if tokens_in or tokens_out else "" for tokens_in, tokens_out in pairs]
+            [
+                f"{tokens_in}/{tokens_out}" if {tokens_in, tokens_out} - {"", "0"} else ""
+                for tokens_in, tokens_out in pairs
+            ]
         )
     return [" ".join(part[i] for part in parts if part[i]) for i in wanted]
