@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-OVERRIDES = ("model=tiny", "precision=fp32", "device=cpu", "env.OMP_NUM_THREADS=1", "lengths=[64/32,128/32]",
+OVERRIDES = ("model=tiny", "precision=fp32", "device=cpu", "env.OMP_NUM_THREADS=1", "lengths=64/32",
              "batch_size=[1,4]", "num_beams=[1,4]", "iterations=8", "warmup=2")  # fmt: skip
 
 SLOW = """
