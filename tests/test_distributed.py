@@ -253,3 +253,15 @@ def test_a_launcher_that_cannot_start_is_one_failure(ranks: Bench) -> None:
     assert done.code == 1
     assert [row["status"] for row in rows(ranks)] == ["load", "load"]
     assert "mpirun ended with status 255 while starting" in rows(ranks)[0]["error"]
+
+
+@needs_deepspeed
+def test_a_tied_output_layer_is_split_like_another(ranks: Bench):
+    arguments = ("run", "model=tiny-trained", "device=cpu", "precision=fp32", "num_beams=[1,4]", "lengths=16/8",
+                 "iterations=1", "warmup=1")  # fmt: skip
+    assert ranks(*arguments, "results=one").code == 0
+    done = ranks(*arguments, "results=out", "launcher=mpirun", "world_size=2", "tp=deepspeed")
+    assert done.code == 0, done.stderr
+    with (ranks.cwd / "one" / "results.csv").open() as file:
+        alone = [row["output_hash"] for row in csv.DictReader(file)]
+    assert [row["output_hash"] for row in rows(ranks)] == alone

@@ -83,6 +83,8 @@ class DeepSpeed(TensorParallel):
                 whole = build.load(model, dtype, _cpu(), seed, device_map={"": "cpu"}, **kwargs)
                 making = contextlib.nullcontext()
             figures, before = cost.of(model, whole, kv_bytes), layers(whole)
+            if model.weights != "random":
+                untie(whole)
             with making:
                 engine = deepspeed.init_inference(
                     whole, tensor_parallel={"tp_size": ranks}, dtype=dtype, replace_with_kernel_inject=False
@@ -117,6 +119,16 @@ def repair(model: Any, rank: int, ranks: int) -> None:
             heads = model.config.n_head
             mine = slice(rank * heads // ranks, (rank + 1) * heads // ranks)
             modeling_bloom._get_alibi_slopes = lambda num_heads, *args, **kwargs: slopes(heads, *args, **kwargs)[mine]
+
+
+def untie(model: Any) -> None:
+    """Give the output layer a weight of its own: DeepSpeed cuts its input, and leaves a weight that is shared whole."""
+    import torch
+
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is model.get_input_embeddings().weight:
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        model.config.tie_word_embeddings = False
 
 
 @contextlib.contextmanager
