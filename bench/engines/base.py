@@ -24,6 +24,8 @@ class Loaded:
     revision: str = ""
     """Commit of the checkpoint, blank when there is none."""
     warnings: tuple[str, ...] = field(default=())
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the engine keeps from one call to the next, such as graphs."""
 
 
 class Engine:
