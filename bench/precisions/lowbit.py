@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -37,7 +38,7 @@ class LowBit(Precision):
     provider: str = "auto"
     """Library that converts and whose kernels run; auto is the best that is installed for the device."""
     group_size: int = 64
-    """Weights of a row that share a scale; -1 is the whole row."""
+    """Weights of a row that share a scale, fewer in layers whose columns are no multiple of it; -1 is the whole row."""
     compute_dtype: str = "bf16"
     """Activations, KV cache and what is not converted: bf16, fp16 or fp32."""
     scale_dtype: str = "auto"
@@ -86,6 +87,10 @@ class LowBit(Precision):
         """That of `compute_dtype`."""
         return COMPUTE[self.compute_dtype]
 
+    def group(self, columns: int) -> int:
+        """Weights that share a scale in a layer of so many columns."""
+        return columns if self.group_size == -1 else math.gcd(columns, self.group_size)
+
     def skipped(self, name: str) -> bool:
         """Whether the linear layer of this name stays as it is."""
         return any(name == part or name.endswith(f".{part}") for part in self.skip.split())
@@ -99,17 +104,20 @@ class LowBit(Precision):
         import torch
 
         from ..models import build, cost
+        from ..providers import layers
 
         chosen = choose(cell, self)
         provider = chosen.provider
         place = provider.place(device)
         model = build.load(cell.model, getattr(torch, self.dtype), place, cell.seed, **kwargs)
+        warnings = layers.left_out(model, self, chosen.name, provider, device)
         model = build.ready(provider.quantise(model, cell, self, device))
         weights = Weights(
             provider=chosen.name,
             version=provider.version(),
             kernels=chosen.support.kernels,
             packed_bytes=cost.stored(model),
+            warnings=warnings,
         )
         return model, weights
 

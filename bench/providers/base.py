@@ -77,6 +77,10 @@ class Provider:
         """
         raise NotImplementedError
 
+    def fits(self, layer: torch.nn.Linear, recipe: LowBit, device: torch.device) -> bool:
+        """Whether its kernels take a layer of this size; others stay as they are, and the record says how many."""
+        return True
+
     def place(self, device: torch.device) -> torch.device:
         """Where it wants the floating-point model."""
         return device

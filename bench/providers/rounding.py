@@ -46,8 +46,9 @@ class Rounding(Provider):
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """Round every weight in place."""
-        for _, _, layer in linears(model, recipe):
-            layer.weight.data.copy_(rounded(layer.weight.data, recipe.format, recipe.group_size, recipe.symmetric))
+        for _, _, layer in linears(model, recipe, self, device):
+            group = recipe.group(layer.in_features)
+            layer.weight.data.copy_(rounded(layer.weight.data, recipe.format, group, recipe.symmetric))
         return model
 
     def save(self, model: Any, folder: Path) -> None:
@@ -59,20 +60,17 @@ class Rounding(Provider):
         return read_state(skeleton(), folder, device)
 
 
-def rounded(weight: torch.Tensor, format: str, group_size: int, symmetric: bool | None = None) -> torch.Tensor:
-    """The values that a format has for a weight [rows, columns], scaled by groups of columns; in fp32.
+def rounded(weight: torch.Tensor, format: str, group: int, symmetric: bool | None = None) -> torch.Tensor:
+    """The values that a format has for a weight [rows, columns], with a scale for `group` columns each; in fp32.
 
-    A last group that is shorter has a scale of its own. Mixed formats take the better of two for the whole layer.
+    Mixed formats take the better of two for the whole layer.
     """
     import torch
 
     if format in MIXED:
-        tried = [rounded(weight, name, group_size, symmetric) for name in MIXED[format]]
+        tried = [rounded(weight, name, group, symmetric) for name in MIXED[format]]
         return min(tried, key=lambda item: float((item - weight.float()).square().sum()))
-    columns = weight.shape[1]
-    size = columns if group_size == -1 else min(group_size, columns)
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % size))
-    groups = padded.view(weight.shape[0], -1, size)
+    groups = weight.float().view(weight.shape[0], -1, group)
     if format in INTEGERS:
         found = _integers(groups, INTEGERS[format], symmetric is not False)
     elif format == "fp8":
@@ -80,8 +78,7 @@ def rounded(weight: torch.Tensor, format: str, group_size: int, symmetric: bool 
         found = (groups / scale).to(torch.float8_e4m3fn).float() * scale
     else:
         found = _levels(groups, format)
-    values: torch.Tensor = found.view(padded.shape)[:, :columns]
-    return values
+    return found.view(weight.shape)
 
 
 def _integers(groups: torch.Tensor, bits: int, symmetric: bool) -> torch.Tensor:
