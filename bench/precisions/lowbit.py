@@ -34,6 +34,7 @@ class LowBit(Precision):
     """Whether zero is a level in the middle; None leaves it to the provider."""
     algorithm: ClassVar[str] = "rtn"
     calibration: ClassVar[str | None] = None
+    steps: ClassVar[int] = 0
 
     provider: str = "auto"
     """Library that converts and whose kernels run; auto is the best that is installed for the device."""
@@ -65,6 +66,8 @@ class LowBit(Precision):
                 raise ConfigError(did_you_mean(f"precision.{name}", str(value), values))
         if self.group_size != -1 and (self.group_size < 8 or self.group_size & (self.group_size - 1)):
             raise ConfigError(f"precision.group_size={self.group_size}: a power of two of at least 8 is needed, or -1")
+        if self.algorithm == "autoround" and self.steps < 1:
+            raise ConfigError(f"precision.steps={self.steps}: at least 1 is needed")
         if self.algorithm != "rtn" and self.calibration is None:
             raise ConfigError(
                 f"precision.algorithm={self.algorithm} needs text to learn from: precision.calibration=FILE, "
@@ -130,6 +133,8 @@ class Integer(LowBit):
     """rtn rounds to nearest; gptq, awq and autoround learn from `calibration`."""
     calibration: str | None = field(default=None, metadata={"file": True})  # type: ignore[misc]
     """Local text: a .jsonl file with rows of {"text": ...}, or plain text."""
+    steps: int = 200  # type: ignore[misc]
+    """Training steps of autoround for each block of the model."""
 
 
 @precisions("woq_int4")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import EMULATED, Provider, Support, providers
+from .integers import nearest
 from .layers import linears, read_state, write_state
 
 if TYPE_CHECKING:
@@ -72,27 +73,13 @@ def rounded(weight: torch.Tensor, format: str, group: int, symmetric: bool | Non
         return min(tried, key=lambda item: float((item - weight.float()).square().sum()))
     groups = weight.float().view(weight.shape[0], -1, group)
     if format in INTEGERS:
-        found = _integers(groups, INTEGERS[format], symmetric is not False)
-    elif format == "fp8":
+        return nearest(weight, INTEGERS[format], group, symmetric is not False).values()
+    if format == "fp8":
         scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 448.0
         found = (groups / scale).to(torch.float8_e4m3fn).float() * scale
     else:
         found = _levels(groups, format)
     return found.view(weight.shape)
-
-
-def _integers(groups: torch.Tensor, bits: int, symmetric: bool) -> torch.Tensor:
-    found: torch.Tensor
-    if symmetric:
-        top = 2 ** (bits - 1) - 1
-        scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-12) / top
-        found = (groups / scale).round().clamp(-top - 1, top) * scale
-        return found
-    low = groups.amin(-1, keepdim=True).clamp_max(0.0)
-    scale = (groups.amax(-1, keepdim=True).clamp_min(0.0) - low).clamp_min(1e-12) / (2**bits - 1)
-    zero = (-low / scale).round()
-    found = ((groups / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
-    return found
 
 
 def _levels(groups: torch.Tensor, format: str) -> torch.Tensor:
