@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError, did_you_mean
 from ..providers.base import providers
-from ..providers.choose import choose, refusal
+from ..providers.choose import Chosen, choose, refusal
 from ..record import Weights
 from .base import Precision, precisions
 
@@ -104,25 +105,59 @@ class LowBit(Precision):
 
     def load(self, cell: Cell, device: torch.device, **kwargs: Any) -> tuple[Any, Weights]:
         """Load, or build, in `dtype` and convert; or take what an earlier run saved."""
-        import torch
-
         from ..models import build, cost
-        from ..providers import layers
+        from ..models.host_embedding import keep_on_host
 
         chosen = choose(cell, self)
-        provider = chosen.provider
-        place = provider.place(device)
-        model = build.load(cell.model, getattr(torch, self.dtype), place, cell.seed, **kwargs)
-        warnings = layers.left_out(model, self, chosen.name, provider, device)
-        model = build.ready(provider.quantise(model, cell, self, device))
+        model, reloaded, warnings = self._converted(cell, chosen, device, kwargs)
+        model = build.ready(model)
+        if self.cpu_embedding and device.type != "cpu":
+            keep_on_host(model)
         weights = Weights(
             provider=chosen.name,
-            version=provider.version(),
+            version=chosen.provider.version(),
             kernels=chosen.support.kernels,
             packed_bytes=cost.stored(model),
+            reloaded=reloaded,
             warnings=warnings,
         )
         return model, weights
+
+    def _converted(
+        self, cell: Cell, chosen: Chosen, device: torch.device, kwargs: dict[str, Any]
+    ) -> tuple[Any, bool, tuple[str, ...]]:
+        """The model, whether it was there already, and warnings."""
+        import torch
+
+        from ..models import build
+        from ..providers import layers
+        from ..providers.store import store
+
+        provider, dtype = chosen.provider, getattr(torch, self.dtype)
+        place = (chosen.name, provider.version(), device.type)
+        if self.save:
+            saved = store(cell, *place, build.cached_commit(cell.model))
+            if saved.exists():
+                manifest = saved.check()
+
+                def skeleton() -> Any:
+                    empty = build.skeleton(cell.model, dtype, device, **kwargs)
+                    build.tables(empty)
+                    return empty
+
+                model = provider.load(skeleton, saved.folder, self, device)
+                model.config._commit_hash = manifest["revision"]
+                return model, True, tuple(manifest["warnings"])
+        model = build.load(cell.model, dtype, provider.place(device), cell.seed, **kwargs)
+        warnings = layers.left_out(model, self, chosen.name, provider, device)
+        commit = build.revision_of(model)
+        model = provider.quantise(model, cell, self, device)
+        if self.save:
+            saved = store(cell, *place, commit)
+            failed = saved.write(partial(provider.save, model), warnings=warnings, revision=commit)
+            if failed:
+                warnings += (f"the converted weights could not be saved: {failed}",)
+        return model, False, warnings
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import LoadError
 from .base import Provider, Support, providers
 from .integers import Integers, coded, nearest
-from .layers import linears, read_state, write_state
+from .layers import fill, linears, state_in, write_state
 
 if TYPE_CHECKING:
     import torch
@@ -91,15 +91,14 @@ class AutoRound(Provider):
 
     def load(self, skeleton: Callable[[], Any], folder: Path, recipe: LowBit, device: torch.device) -> Any:
         """Layers that get their packed weights from the file."""
-        import torch
-
         from ..models.ark import ArkLinear
 
-        model = skeleton()
+        model, state = skeleton(), state_in(folder, device)
+        names = {id(module): name for name, module in model.named_modules()}
         for parent, name, layer in linears(model, recipe, self, device):
-            group, nothing = recipe.group(layer.in_features), torch.empty(0, dtype=torch.int8, device=device)
-            setattr(parent, name, ArkLinear(layer, int(recipe.bits), group, recipe.symmetric is False, nothing))
-        return read_state(model, folder, device)
+            group, packed = recipe.group(layer.in_features), state[f"{names[id(layer)]}.packed"]
+            setattr(parent, name, ArkLinear(layer, int(recipe.bits), group, recipe.symmetric is False, packed))
+        return fill(model, state)
 
 
 def _learned(model: Any, cell: Cell, recipe: LowBit, provider: Provider) -> dict[torch.nn.Linear, Integers]:

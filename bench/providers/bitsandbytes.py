@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import Provider, Support, providers
-from .layers import STATE, fill, linears, write_state
+from .layers import fill, linears, state_in, write_state
 
 if TYPE_CHECKING:
     import torch
@@ -76,9 +76,8 @@ class BitsAndBytes(Provider):
     def load(self, skeleton: Callable[[], Any], folder: Path, recipe: LowBit, device: torch.device) -> Any:
         """Packed weights and the state that belongs to each."""
         import bitsandbytes as bnb
-        import torch
 
-        state = torch.load(folder / STATE, map_location=device, weights_only=True)
+        state = state_in(folder, device)
         model = skeleton()
         names = {id(module): name for name, module in model.named_modules()}
         _hush()

@@ -60,9 +60,15 @@ def write_state(model: Any, folder: Path) -> None:
 
 def read_state(skeleton: Any, folder: Path, device: torch.device) -> Any:
     """Give a skeleton the tensors that `write_state` wrote, without running any code that the file may hold."""
+    return fill(skeleton, state_in(folder, device))
+
+
+def state_in(folder: Path, device: torch.device) -> dict[str, Any]:
+    """What `write_state` wrote, on the device."""
     import torch
 
-    return fill(skeleton, torch.load(folder / STATE, map_location=device, weights_only=True))
+    state: dict[str, Any] = torch.load(folder / STATE, map_location=device, weights_only=True)
+    return state
 
 
 def fill(model: Any, state: dict[str, Any]) -> Any:
@@ -70,7 +76,8 @@ def fill(model: Any, state: dict[str, Any]) -> Any:
     import torch
 
     missing, unexpected = model.load_state_dict(state, assign=True, strict=False)
-    stray = [name for name in missing if type(model.get_parameter(name)) is torch.nn.Parameter]
+    parameters = dict(model.named_parameters())
+    stray = [name for name in missing if type(parameters.get(name)) is torch.nn.Parameter]
     if stray or unexpected:
         raise LoadError(f"saved weights do not fit the model: {(stray + list(unexpected))[0]} is missing or unknown")
     model.tie_weights()

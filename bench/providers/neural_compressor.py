@@ -69,18 +69,11 @@ class NeuralCompressor(Provider):
 
         passages = _passages(cell, recipe) if recipe.algorithm != "rtn" else []
         shown = {"example_inputs": passages[0]} if recipe.algorithm == "awq" else {}
-        # In fp32, because it packs by means of numpy. Buffers such as those of rotary positions stay as they are.
-        for weight in model.parameters():
-            weight.data = weight.data.float()
-        prepared = prepare(model, _config(model, cell, recipe), **shown)
+        prepared = prepare(_cast(model, torch.float32), _config(model, cell, recipe), **shown)  # it packs with numpy
         for tokens in passages:
             with torch.inference_mode(), contextlib.suppress(ValueError):  # how its GPTQ ends each pass
                 prepared(tokens)
-        converted = convert(prepared)
-        for module in converted.modules():
-            for weight in module.parameters(recurse=False) if not _packed(module) else ():
-                weight.data = weight.data.to(getattr(torch, recipe.dtype))
-        return _same_dtype(converted)
+        return _same_dtype(_cast(convert(prepared), getattr(torch, recipe.dtype)))
 
     def save(self, model: Any, folder: Path) -> None:
         """By its own means where there are packed layers; the rest is floats."""
@@ -95,9 +88,16 @@ class NeuralCompressor(Provider):
         """What `save` wrote. Where something is amiss it calls exit(0); the worker makes that an error."""
         if (folder / STATE).exists():
             return read_state(skeleton(), folder, device)
+        import torch
         from neural_compressor.torch.quantization import load
 
-        return _same_dtype(load(str(folder), original_model=skeleton()))
+        model = load(str(folder), original_model=_cast(skeleton(), torch.float32))
+        # It takes the packed layers from its file and nothing else, expecting a model that has the rest.
+        state = torch.load(folder / "quantized_weight.pt", map_location=device, weights_only=True)
+        rest = {name: state[name] for name, _ in model.named_parameters()}
+        model.load_state_dict(rest, strict=False)
+        model.tie_weights()
+        return _same_dtype(_cast(model, getattr(torch, recipe.dtype)))
 
 
 def _config(model: Any, cell: Cell, recipe: LowBit) -> Any:
@@ -107,18 +107,19 @@ def _config(model: Any, cell: Cell, recipe: LowBit) -> Any:
     from ..models import build
 
     kind = {"rtn": inc.RTNConfig, "gptq": inc.GPTQConfig, "awq": inc.AWQConfig}[recipe.algorithm]
+    shared = {} if recipe.algorithm == "rtn" else {"use_layer_wise": False, "model_path": build.origin(cell.model)[0]}
     config = kind(
         dtype=DTYPES[recipe.format],
         bits=int(recipe.bits),
         use_sym=recipe.symmetric is not False,
         group_size=recipe.group_size,
         quant_lm_head=True,
-        **({} if recipe.algorithm == "rtn" else {"use_layer_wise": False, "model_path": build.origin(cell.model)[0]}),
+        **shared,
     )
     wanted = {id(layer) for _, _, layer in asked(model, recipe)}
     for name, module in model.named_modules():
         if hasattr(module, "in_features") and id(module) not in wanted:
-            config.set_local(name, kind(dtype="fp32"))
+            config.set_local(name, kind(dtype="fp32", **shared))
     return config
 
 
@@ -135,6 +136,14 @@ def _passages(cell: Cell, recipe: LowBit) -> list[Any]:
 
 def _packed(module: Any) -> bool:
     return type(module).__name__ == "INCWeightOnlyLinear"
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """All that is not packed; buffers such as those of rotary positions stay as they are."""
+    for module in model.modules():
+        for weight in module.parameters(recurse=False) if not _packed(module) else ():
+            weight.data = weight.data.to(dtype)
+    return model
 
 
 def _same_dtype(model: Any) -> Any:
