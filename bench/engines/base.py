@@ -25,6 +25,8 @@ class Loaded:
     """Commit of the checkpoint, blank when there is none."""
     warnings: tuple[str, ...] = field(default=())
     weights: Weights = field(default=Weights())
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the engine keeps from one call to the next, such as graphs."""
 
 
 class Engine:
