@@ -1,7 +1,7 @@
 """Which low-bit formats run on this device, by whom, how exact and how fast.
 
     python -m benchmarks.precisions [DEVICE]        the table of docs/precisions.md: minutes, no network
-    python -m benchmarks.precisions speed [OVERRIDE...]      decoding against bf16 by `bench run`, three fresh processes each
+    python -m benchmarks.precisions speed [OVERRIDE...]      decoding against bf16 by `bench run`, three processes each
 
 Every provider of every format in turn, in this process: the logits of tiny-trained (groups of 32, because its rows have
 32 and 64 columns) against fp32, its accuracy on the embedded task where lm-eval is installed, and the decoding of a

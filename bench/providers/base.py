@@ -67,8 +67,11 @@ class Provider:
         return f"{' and '.join(absent)} cannot be imported in the worker's interpreter: {how}"
 
     def version(self) -> str:
-        """Version of the library, with the other libraries that decide the numbers."""
-        return metadata.version(self.library) if self.library else ""
+        """Version of the library; blank for what is built in, or not installed as a distribution."""
+        try:
+            return metadata.version(self.library) if self.library else ""
+        except metadata.PackageNotFoundError:
+            return ""
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """The model, converted, on `device`; it came in `recipe.dtype` on `self.place(device)` and may be used up.
