@@ -17,6 +17,7 @@ from .cell import Evaluate, Scalar
 from .errors import ConfigError
 from .folder import Folder
 from .plan import Plan, Planned
+from .precisions.base import precision_of
 from .record import Evaluation, Failure, Outcome, Record
 from .schema import AXES
 from .table import outcomes as read_outcomes
@@ -300,9 +301,10 @@ def print_plan(plan: Plan) -> None:
     for number, job in enumerate(jobs, 1):
         first = by_id[job.cells[0].id]
         cell = first.cell
+        by = " or ".join(precision_of(cell).providers(cell)) if first.unsupported is None else ""
         lines.append(
             f"job {number}: {cell.model.name} ({cell.model.weights} weights, {gibibytes(first.weight_bytes)}) "
-            f"{cell.precision} {cell.engine} on {cell.device} ({gibibytes(first.device_bytes)})"
+            f"{cell.precision}{by and f' by {by}'} {cell.engine} on {cell.device} ({gibibytes(first.device_bytes)})"
             + (f" by {cell.launcher} x {cell.world_size}, tp {cell.tp}" if cell.launcher.name != "local" else "")
             + "".join(f" {name}={value}" for name, value in cell.env)
         )
