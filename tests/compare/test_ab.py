@@ -118,8 +118,8 @@ def test_a_session_is_never_overwritten(tmp_path, fake, capsys):
 
 def test_two_interpreters_run_the_same_overrides(tmp_path, capsys, monkeypatch):
     started = []
-    monkeypatch.setattr("bench.compare.ab._launch", lambda words, *rest: started.append(words) or 0.0)
-    monkeypatch.setattr("bench.compare.ab._collect", lambda *rest: None)
+    monkeypatch.setattr("bench.compare.ab.launch", lambda words, *rest: started.append(words) or 0.0)
+    monkeypatch.setattr("bench.compare.ab.collect", lambda *rest: None)
     flags = [
         "--a-python",
         "/opt/a/bin/python",
