@@ -155,6 +155,8 @@ class Evaluation:
     approximation: str | None
     fingerprint: dict[str, Scalar]
     warnings: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    """Of a group or tag: `Cell.id` of each of its tasks, and of the groups in it, which have outcomes of their own."""
     schema: int = SCHEMA
 
     kind = "evaluation"
@@ -207,6 +209,7 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     fields = dict(data)
     fields["warnings"] = tuple(data["warnings"])
     if data["kind"] == Evaluation.kind:
+        fields["parts"] = tuple(data.get("parts", ()))
         fields["scores"] = tuple(
             Score(item["name"], _number(item["value"]), _number(item["stderr"]), item["n"]) for item in data["scores"]
         )

@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -194,13 +194,29 @@ class _Worker:
         )
 
     def _evaluate(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Evaluation:
-        """Every rank answers all documents, in step; the first writes them down."""
+        """Every rank answers all documents, in step; the first writes them down.
+
+        The tasks of a group have outcomes of their own, in the journal before the group's.
+        """
         self.engine.begin(loaded, cell)
         self.engine.seed(cell.seed)
         self.device.reset_peak_memory()
         self._together()
         result = accuracy.evaluate(cell, loaded.handle, self._phase)
         memory = self.ranks.gather(self.device.peak_memory())
+        work = cell.workload
+        assert isinstance(work, Evaluate)
+        parts = []
+        for part in result.parts:
+            its = replace(cell, workload=replace(work, task=part.task))
+            self.journal.outcome(self._evaluation(loaded, its, load_s, part, memory))
+            parts.append(its.id)
+        return replace(self._evaluation(loaded, cell, load_s, result, memory), parts=tuple(parts))
+
+    def _evaluation(
+        self, loaded: Loaded, cell: Cell, load_s: float, result: accuracy.Result, memory: list[tuple[float, float]]
+    ) -> Evaluation:
+        """The outcome of a task, whose documents it writes to their file."""
         samples = str(Path(self.task.log).with_name(f"samples_{cell.id}.jsonl"))
         if self.ranks.rank == 0:
             write_lines(self.task.journal.parent / samples, result.documents)

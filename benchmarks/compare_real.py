@@ -1,13 +1,15 @@
 """The gate on real launches: a build against itself, and against one whose every step takes 10 % longer.
 
-    python -m benchmarks.compare_real [--blocks 5] [--iterations 12] [--out FOLDER]
+    python -m benchmarks.compare_real [--blocks 5] [--iterations 20] [--out FOLDER]
 
 The same sweep of the built-in tiny model is launched as three builds in turn, a fresh process each, on CPU. All three
 are this bench under an interpreter of their own: a script that keeps the worker on one processor, fixes the seed of
 Python's hashes, and, for the slow build, makes transformers wait at the end of each step for a tenth of the time that
-the step took. bench itself is the same and knows nothing of it. A block is one launch of each build, all three alive at once and taking
-turns at each call of `generate`, as with `bench ab --interleave calls`: what the machine does meanwhile falls on all three
-alike. Who goes first changes from block to block. One launch before the first block is thrown away.
+the step took. bench itself is the same and knows nothing of it. A block is one launch of each build, all three alive at
+once and taking turns at each call of `generate`, as with `bench ab --interleave calls`: what the machine does meanwhile
+falls on all three alike. Who goes first changes from block to block. One launch before the first block is thrown away.
+
+Ends with 0 if nothing of the same build was flagged and everything of the slow one, else with 1.
 """
 
 from __future__ import annotations
@@ -100,8 +102,8 @@ def measure(out: Path, blocks: int, iterations: int) -> None:
     collect(out, planned)
 
 
-def verdicts(out: Path, candidate: str) -> list[str]:
-    """A row per metric: what the gate said of each cell, and by how much the cells changed."""
+def verdicts(out: Path, candidate: str) -> tuple[list[str], int, int]:
+    """A row per metric: what the gate said of each cell, and by how much the cells changed. Cells flagged, and all."""
     path = out / f"{candidate}.csv"
     done = subprocess.run(
         [sys.executable, "-m", "bench", "compare", out / "base", out / candidate, "--ignore", "stack", "--all",
@@ -113,34 +115,39 @@ def verdicts(out: Path, candidate: str) -> list[str]:
     with path.open() as file:
         for row in csv.DictReader(file):
             found.setdefault(row["metric"], []).append(row)
-    rows = []
+    lines = []
     for metric, cells in found.items():
         counts = Counter(row["verdict"] for row in cells)
         ratios = sorted(float(row["ratio"]) for row in cells if row["ratio"])
         errors = sorted(float(row["se"]) for row in cells if row["se"])
-        rows.append(
+        lines.append(
             f"| {candidate} | {metric} | {', '.join(f'{count} {verdict}' for verdict, count in counts.most_common())} "
             f"| {ratios[0]:.3f} to {ratios[-1]:.3f} | {100 * errors[0]:.1f} to {100 * errors[-1]:.1f} % |"
         )
-    return rows
+    cells = [row for rows in found.values() for row in rows]
+    flags = ("regressed",) if BUILDS[candidate] else ("regressed", "improved")
+    return lines, sum(row["verdict"] in flags for row in cells), len(cells)
 
 
-def main() -> None:
+def main() -> int:
     """Print a row per candidate and metric."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--blocks", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=12)
+    parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--out", type=Path, help="keep the results in this new folder")
     given = parser.parse_args()
     start = time.monotonic()
     with ExitStack() as stack:
         out = (given.out or Path(stack.enter_context(TemporaryDirectory()))).absolute()
         measure(out, given.blocks, given.iterations)
+        same, flagged, _ = verdicts(out, "same")
+        slow, found, of = verdicts(out, "slow")
         print("| candidate | metric | verdicts | ratios | standard errors |\n|---|---|---|---|---|")
-        for name in list(BUILDS)[1:]:
-            print("\n".join(verdicts(out, name)), flush=True)
+        print("\n".join([*same, *slow]))
     print(f"\n{given.blocks} blocks in {time.monotonic() - start:.0f} s, {os.cpu_count()} processors")
+    print(f"same build: {flagged} of {of} flagged; slow build: {found} of {of} flagged")
+    return int(flagged > 0 or found < of)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -390,37 +391,55 @@ def test_two_ranks_answer_like_one(bench: Bench):
     assert float(second["total_memory_bytes"]) > float(second["peak_memory_bytes"])
 
 
-def four_bits(folder: Path) -> None:
-    """A copy of the shipped model whose linear layers are rounded to 4 bits, one scale per 32 weights."""
+def rounded(folder: Path, bits: int) -> None:
+    """A copy of the shipped model whose linear layers are rounded to some bits, one scale per 32 weights."""
+    top = 2 ** (bits - 1) - 1
     model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":
                 groups = module.weight.view(module.weight.shape[0], -1, 32)
-                scale = groups.abs().amax(-1, keepdim=True) / 7
-                module.weight.copy_(((groups / scale).round().clamp(-8, 7) * scale).view_as(module.weight))
+                scale = groups.abs().amax(-1, keepdim=True) / top
+                module.weight.copy_(((groups / scale).round() * scale).view_as(module.weight))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)
 
 
-def test_compare_pairs_the_documents(bench: Bench, tmp_path: Path):
+def test_compare_tells_precisions_apart(bench: Bench, tmp_path: Path):
+    """bf16 and 8 bits keep the answers and move the likelihoods, which is measured; 4 bits lose answers."""
     for precision in ("fp32", "bf16"):
         assert bench(*RUN[:4], f"precision={precision}", f"results={precision}").code == 0
-    same = bench("compare", "fp32", "bf16", "--ignore", "precision", "--format", "json")
-    found = accuracies(same.stdout)
-    assert found["acc"]["verdict"] == "non-inferior", same.stdout
-    assert found["acc"]["method"] == "paired by document, Tango score interval"
-    four_bits(tmp_path / "tiny-trained")
-    done = bench("run", f"model={tmp_path / 'tiny-trained'}", *RUN[2:-1], "accuracy.task=passages", "results=int4")
-    assert done.code == 0, done.stderr
-    worse = bench("compare", "fp32", "int4", "--format", "json")
-    verdict = accuracies(worse.stdout)["acc"]
+    for name, bits in {"int8": 8, "int4": 4}.items():
+        rounded(tmp_path / name / "tiny-trained", bits)
+        done = bench("run", f"model={tmp_path / name / 'tiny-trained'}", *RUN[2:-1], "accuracy.task=passages",
+                     f"results={name}")  # fmt: skip
+        assert done.code == 0, done.stderr
+    found = {
+        name: accuracies(bench("compare", "fp32", name, "--ignore", "precision", "--format", "json").stdout)
+        for name in ("fp32", "bf16", "int8", "int4")
+    }
+    verdicts = {name: metrics["acc"]["verdict"] for name, metrics in found.items()}
+    assert verdicts == dict.fromkeys(("fp32", "bf16", "int8"), "non-inferior") | {"int4": "accuracy-regressed"}
+    assert {item["acc"]["method"] for item in found.values()} == {"paired by document, Tango score interval"}
     base, cand = (float(rows(bench.cwd / name)[0]["acc"]) for name in ("fp32", "int4"))
     assert cand < base - 0.03, "4 bits are felt"
-    assert verdict["verdict"] == "accuracy-regressed"
-    flips = verdict["accuracy"]
-    assert flips["n"] == 2000 and flips["lost"] - flips["gained"] == round(2000 * (base - cand))
-    assert flips["documents"] and {"doc", "text", "target", "base", "cand"} <= flips["documents"][0].keys()
+    for name, metrics in found.items():
+        flips = metrics["acc"]["accuracy"]
+        assert flips["n"] == 2000
+        assert bool(flips["flips"]) == (name != "fp32") == bool(flips["documents"]), name
+    flips = found["int4"]["acc"]["accuracy"]
+    assert flips["lost"] - flips["gained"] == round(2000 * (base - cand))
+    assert {"doc", "text", "target", "base", "cand"} <= flips["documents"][0].keys()
+    changes = {name: metrics["perplexity"]["accuracy"]["loglikelihood"] for name, metrics in found.items()}
+    assert (changes["fp32"]["changed"], changes["fp32"]["p"]) == (0, 1.0)
+    assert changes["int8"]["changed"] == 2000 and changes["int8"]["p"] < 1e-3 and changes["int8"]["upper"] < 0
+    assert found["int8"]["perplexity"]["verdict"] == "non-inferior", "measured, and harmless"
+    assert changes["int4"]["p"] < 1e-100 and changes["int4"]["sd"] > 10 * changes["int8"]["sd"]
+    shown = bench("compare", "fp32", "int8", "--all").stdout
+    assert re.search(r"non-inferior: log-likelihood -0\.000\d\d \[-0\.\d+, -0\.\d+\] per document, p=\de-0\d", shown), (
+        shown
+    )
+    assert "non-inferior: 6 of 2000 documents flipped" in shown
 
 
 def accuracies(text: str) -> dict[str, dict[str, Any]]:

@@ -65,8 +65,12 @@ def _parser() -> Parser:
     p.add_argument("--blocks", type=int, default=5, metavar="K", help="launches of each build (5)")
     p.add_argument("--order", choices=("abba", "random"), default="abba")
     p.add_argument("--seed", type=int, default=0, help="of --order random")
-    p.add_argument("--interleave", choices=("launches", "calls"), default="launches",
-                   help="calls: the launches of a block are alive at once and take turns, call of generate by call")  # fmt: skip
+    p.add_argument(
+        "--interleave",
+        choices=("launches", "calls"),
+        default="launches",
+        help="calls: both launches of a block are alive at once and take turns, one call of generate each",
+    )
     p.add_argument("--out", default="results/ab", metavar="DIR", help="folder for everything (results/ab)")
     p.add_argument("--cool-down", type=float, default=0.0, metavar="S", help="pause before each launch, s")
     p.add_argument("--timeout", type=float, metavar="S", help="of one launch, s")
