@@ -27,6 +27,7 @@ from bench import accuracy, passages
 from bench.cell import Cell, Choice, Evaluate, Generate
 from bench.errors import CellError, LoadError, NonFinite
 from bench.models.spec import Model
+from bench.tasks import LAMBADA
 from tests.conftest import ROOT, Bench, run_script
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -263,6 +264,8 @@ def test_mistakes_stop_before_anything_is_launched(bench: Bench):
         "accuracy.tsk=a": "unknown key in accuracy 'tsk'. Did you mean task?",
         "accuracy.task=[]": "accuracy.task is empty: give at least one task",
         "accuracy.task=../x": "accuracy.task=../x: the name of an lm-eval task is needed",
+        "accuracy.include=nowhere": "accuracy.include=nowhere is no folder",
+        "accuracy.include=.": "has no .yaml file",
     }.items():
         done = bench("plan", "workload=accuracy", argument, "device=fake")
         assert done.code == 2 and message in done.line.removeprefix("bench: "), done.stderr
@@ -280,8 +283,94 @@ def test_offline_and_unknown_tasks_are_failures_of_one_line(bench: Bench):
     )
     assert "accuracy.data=FILE.jsonl" in error
     assert (
-        found["lambada_opnai"][0] == "unsupported" and "lm-eval has no task lambada_opnai" in found["lambada_opnai"][1]
+        found["lambada_opnai"][0] == "unsupported"
+        and "lm-eval has no task lambada_opnai, nor a group or tag of that name. Did you mean lambada_openai"
+        in found["lambada_opnai"][1]
     )
+
+
+# -- groups and tags ---------------------------------------------------------------------------------------------------
+
+
+def own_tasks(folder: Path) -> Path:
+    """Task files in lm-eval's form: two tasks under a tag, a group of both inside another, and one without figures."""
+    folder.mkdir()
+    for name, seeds in {"one": range(30), "two": range(30, 100)}.items():
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps({"text": passages.text(seed)}) + "\n" for seed in seeds))
+        task = {"task": name, "tag": "both", "dataset_path": "json", "metadata": {"version": 3.0},
+                "dataset_kwargs": {"data_files": {"test": str(data)}}, **LAMBADA_WITHOUT_VERSION}  # fmt: skip
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    groups = {
+        "outer": {"task": ["inner"], "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]},
+        "inner": {"task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc", "weight_by_size": False}]},
+        "bare": {"task": ["one", "two"]},
+    }
+    for name, group in groups.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"group": name, **group}))
+    return folder
+
+
+LAMBADA_WITHOUT_VERSION = {key: value for key, value in LAMBADA.items() if key != "metadata"}
+
+
+def test_a_group_has_a_row_and_each_of_its_tasks_too(bench: Bench, tmp_path: Path):
+    folder = own_tasks(bench.cwd / "tasks")
+    done = bench(*RUN, f"accuracy.include={folder}", "accuracy.task=outer")
+    assert done.code == 0, done.stderr
+    found = {row["task"]: row for row in rows(bench.cwd / "out")}
+    assert {name: int(row["n"]) for name, row in found.items()} == {"outer": 100, "inner": 100, "one": 30, "two": 70}
+    acc = {name: float(row["acc"]) for name, row in found.items()}
+    assert acc["outer"] == pytest.approx(0.3 * acc["one"] + 0.7 * acc["two"]), "lm-eval's, weighted by size"
+    assert acc["inner"] == pytest.approx((acc["one"] + acc["two"]) / 2), "lm-eval's, unweighted"
+    errors = {name: float(row["acc_stderr"]) for name, row in found.items()}
+    assert errors["outer"] == pytest.approx(math.sqrt(acc["outer"] * (1 - acc["outer"]) / 99))
+    assert errors["inner"] == pytest.approx(math.hypot(errors["one"], errors["two"]) / 2)
+    assert found["outer"]["perplexity"] == "" and float(found["one"]["perplexity"]) > 1
+    assert len({row["samples"] for row in found.values()}) == 4 and found["one"]["task_version"] == "3.0"
+    assert [item["task"] for item in documents(bench.cwd / "out", found["outer"])] == ["one"] * 30 + ["two"] * 70
+    assert all(name in done.stdout for name in found), "the table on the screen has them all"
+    again = bench(*RUN, f"accuracy.include={folder}", "accuracy.task=outer")
+    assert "nothing to do" in again.stderr and all(name in again.stdout for name in found)
+    alone = bench(*RUN, f"accuracy.include={folder}", "accuracy.task=one")
+    assert "nothing to do" in alone.stderr, "measured with its group"
+    itself = bench("compare", "out", "out", "--acc-min-n", "10", "--acc-margin", "9pp", "--format", "json")
+    (comparison,) = json.loads(itself.stdout)["comparisons"]
+    paired = {item["key"]["task"]: item for item in comparison["results"] if item["metric"] == "acc"}
+    assert {item["verdict"] for item in paired.values()} == {"non-inferior"}, itself.stdout
+    assert {name: item["accuracy"]["n"] for name, item in paired.items()} == {
+        name: int(found[name]["n"]) for name in found
+    }
+    (folder / "one.yaml").write_text((folder / "one.yaml").read_text() + "num_fewshot: 1\n")
+    changed = bench("plan", *RUN[1:], f"accuracy.include={folder}", "accuracy.task=one")
+    assert changed.code == 0 and found["one"]["cell"] not in changed.stdout, "other task files, another cell"
+
+
+@pytest.mark.parametrize("name", ["both", "bare"])
+def test_a_tag_or_bare_group_counts_all_documents(name: str, trained: Any, tmp_path: Path):
+    folder = own_tasks(tmp_path / "tasks")
+    result = accuracy.evaluate(cell(name, include=str(folder)), trained, quiet)
+    one, two = (part for part in result.parts)
+    assert (one.task, two.task, result.n) == ("one", "two", 100)
+    together = {score.name: score for score in result.scores}
+    whole = accuracy.evaluate(cell(limit=100), trained, quiet)
+    for score in whole.scores:
+        assert together[score.name].value == pytest.approx(score.value), "the same passages in one task"
+        assert together[score.name].stderr == pytest.approx(score.stderr)
+
+
+@pytest.mark.parametrize("name", ["lambada", "arithmetic", "mmlu"])
+def test_names_of_lm_eval_itself_are_known(name: str, trained: Any, monkeypatch: pytest.MonkeyPatch):
+    """Two tags and a group: known, and only their documents are out of reach here."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LoadError, match=f"the documents of {name} are not in the local cache"):
+        accuracy.evaluate(cell(name), trained, quiet)
+
+
+def test_data_is_of_one_task(trained: Any, tmp_path: Path):
+    data = local_file(tmp_path, passages.held_out(3))
+    with pytest.raises(LoadError, match="is the data of one task, and lambada stands for several"):
+        accuracy.evaluate(cell("lambada", data=str(data)), trained, quiet)
 
 
 # -- guards ------------------------------------------------------------------------------------------------------------
