@@ -224,7 +224,7 @@ def _answers(model: Any, tokenizer: Any, batch_size: int, on_phase: Callable[[st
             positions = self.max_length + 1
             self.truncated += sum(len(row) > positions for row in whole)
             lengths = [len(row) - len(head) for row, head in zip(whole, heads, strict=True)]
-            if len(set(contexts)) == len(contexts):
+            if len(set(contexts)) > len(contexts) / 2:  # a few of LAMBADA's documents are there twice
                 return self._score([row[-positions:] for row in whole], lengths)
             # Several choices for one context: lm-eval asks once for those that differ in their last token.
             ids = [(row[:-length], row[-length:]) for row, length in zip(whole, lengths, strict=True)]

@@ -205,6 +205,25 @@ def test_the_full_files_give_what_lm_eval_gives(task: str, tmp_path: Path):
     assert found["perplexity"] == pytest.approx(theirs["results"]["local"]["perplexity,none"], rel=1e-4)
 
 
+def test_a_document_that_is_there_twice_slows_nothing_down(trained: Any, tmp_path: Path):
+    """LAMBADA has a few: the output layer still runs for the asked positions only."""
+    data = local_file(tmp_path, [*passages.held_out(20), passages.text(3)])
+    whole = trained.forward
+    kept = []
+
+    def forward(self: Any, input_ids: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        kept.append((input_ids.shape[1], logits_to_keep))
+        return whole(input_ids, logits_to_keep=logits_to_keep, **kwargs)
+
+    trained.forward = types.MethodType(forward, trained)
+    result = accuracy.evaluate(cell("lambada_standard", data=str(data)), trained, quiet)
+    assert result.n == 21 and result.documents[3]["perplexity"] == pytest.approx(
+        result.documents[20]["perplexity"], abs=1e-5
+    )
+    batches = kept[2:]  # after the look at what the model does
+    assert len(batches) == 2 and all(0 < keep < length / 2 for length, keep in batches), kept
+
+
 def test_choices_of_one_context_and_few_shots(trained: Any, tmp_path: Path):
     """A multiple-choice task goes through lm-eval's own scoring; worked examples come from the local file, too."""
     path = tmp_path / "local.jsonl"
