@@ -133,7 +133,7 @@ def _manager(work: Evaluate, on_phase: Callable[[str], None]) -> TaskManager:
 
     if work.include is not None:
         own = TaskManager(include_path=work.include, include_defaults=False)
-        if work.task in own.all_subtasks:
+        if _holds(own, work.task):
             return own
     else:
         folder = _folder(work.task)
@@ -144,6 +144,14 @@ def _manager(work: Evaluate, on_phase: Callable[[str], None]) -> TaskManager:
     if work.task not in full.all_tasks:
         raise Unsupported(_unknown(work.task, full.all_tasks))
     return full
+
+
+def _holds(manager: TaskManager, name: str) -> bool:
+    """Whether an index has the name and everything that it stands for."""
+    if name not in manager.all_groups:
+        return name in manager.all_tasks
+    members = manager.task_index[name].cfg["task"]
+    return all(isinstance(member, str) and _holds(manager, member) for member in members)
 
 
 @functools.cache

@@ -80,6 +80,16 @@ def test_drift_hides_nothing_from_interleaved_launches(tmp_path, fake, capsys):
     assert launches == [1, 2, 3, 4]
 
 
+def test_blocks_that_agree_are_no_outliers(tmp_path, fake, capsys):
+    """The drift mixes the launches of both sides up, so that their ranks say nothing; every block says the same."""
+    out = tmp_path / "o"
+    arguments = ["--a", fake(1.0), "--b", fake(1.05), "--blocks", "6", "--out", str(out), "--keep-first"]
+    assert main([*arguments, "--compare", f"--out json={tmp_path / 'c.json'}"]) == 1
+    (comparison,) = json.loads((tmp_path / "c.json").read_text())["comparisons"]
+    assert all(result["verdict"] == "regressed" and result["mwu_p"] > 0.05 for result in comparison["results"])
+    assert "the ranks of the launches do not agree" not in capsys.readouterr().out
+
+
 def test_a_build_against_itself_passes(tmp_path, fake, capsys):
     arguments = ["--a", fake(1.0), "--b", fake(1.0), "--blocks", "4", "--out", str(tmp_path / "o"), "--keep-first"]
     assert main(arguments) == 0
