@@ -121,7 +121,9 @@ def _of_lm_eval(work: Evaluate, on_phase: Callable[[str], None]) -> Asked:
         if work.data is not None:
             raise LoadError(f"{Path(work.data).name} does not suit {work.task}: {first_line(error)}") from error
         why = f"are not in the local cache and {away}" if away else f"cannot be had: {first_line(error)}"
-        raise LoadError(f"the documents of {work.task} {why}; accuracy.data=FILE.jsonl reads a local file") from error
+        one = "" if work.task in manager.all_subtasks else " for one task, named by itself"
+        hint = f"accuracy.data=FILE.jsonl reads a local file{one}"
+        raise LoadError(f"the documents of {work.task} {why}; {hint}") from error
     if work.data is not None:
         return Asked(found["tasks"])
     return Asked(found["tasks"], found.get("groups", {}), found.get("group_map", {}))
