@@ -98,6 +98,8 @@ class Record:
     warnings: tuple[str, ...] = ()
     total_memory_bytes: float = math.nan
     """Sum over ranks of their peaks; NaN for one process."""
+    compiled_graphs: float = math.nan
+    """Graphs that torch.compile made while this cell was prepared and measured; NaN for engines that do not compile."""
     schema: int = SCHEMA
 
     kind = "record"

@@ -165,6 +165,7 @@ class _Worker:
     def _measure(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Record:
         precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
         limits = peaks.peaks(self.device, precision.dtype, environment, at_once=self.ranks.local_size)
+        graphs = self.engine.graphs()
         self.engine.begin(loaded, cell)
         inputs, warnings = self.engine.prompts(loaded, cell)
         mine = measure(self.engine, loaded, self.device, inputs, cell, self._phase, self._together)
@@ -184,6 +185,7 @@ class _Worker:
             peak_reserved_bytes=samples.peak_reserved_bytes,
             other_cores=samples.other_cores,
             compiled=self.engine.compiles(cell),
+            compiled_graphs=self.engine.graphs() - graphs,
             cost=loaded.cost,
             peaks=limits,
             seed=cell.seed,
