@@ -228,7 +228,16 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
             )
             for item in data[name]
         )
-    for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes", "total_memory_bytes", "other_cores"):
+    unknown = (
+        "load_s",
+        "hook_s",
+        "peak_memory_bytes",
+        "peak_reserved_bytes",
+        "total_memory_bytes",
+        "other_cores",
+        "compiled_graphs",
+    )
+    for name in unknown:
         fields[name] = _number(data.get(name))
     fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
     figures = {key: _number(value) for key, value in data["peaks"].items() if key != "source"}
