@@ -21,7 +21,7 @@ from .precisions.base import precision_of
 from .record import Evaluation, Failure, Outcome, Record
 from .schema import AXES
 from .table import outcomes as read_outcomes
-from .units import gibibytes, milliseconds, percent, perplexity, significant
+from .units import gibibytes, milliseconds, percent, perplexity, significant, times
 
 USAGE = """\
 usage: bench report FOLDER...
@@ -38,6 +38,7 @@ FIGURES: Figures = (
     ("prefill_tokens_per_s", "prefill tok/s", significant),
     ("decode_tokens_per_s", "decode tok/s", significant),
     ("peak_memory_bytes", "peak memory", gibibytes),
+    ("tpot_over_floor", "× floor", times),
     ("mbu", "MBU", percent),
     ("mfu", "MFU", percent),
 )

@@ -104,38 +104,49 @@ def _pieces(
         alive = lanes < GROUP
         slot = PROMPT_PIECES + own
         me = batch * K + beam
-        if EARLY:
+        step = tl.load(STEP)
+        span = tl.cdiv(tl.cdiv(step, OWN_PIECES), BLOCK) * BLOCK
+        start = own * span
+        stop = tl.minimum(start + span, step)
+        lineage = ANCESTRY + me * ancestry_row
+        corner = head * gk_head + d[None, :]
+        position = start + tl.arange(0, BLOCK)
+        source = tl.load(lineage + position, mask=position < stop, other=0).to(tl.int64)
+        offset = (source * gk_row + position * gk_pos)[:, None] + corner
+        inside = (position < stop)[:, None] & in_head[None, :]
+        k = tl.load(GK + offset, mask=inside, other=0.0)
+        v = tl.load(GV + offset, mask=inside, other=0.0)
+        if EARLY:  # what steps before this one have written
             cuda.gdc_wait()
             cuda.gdc_launch_dependents()
-        step = tl.load(STEP)
         if window > 0:
             first = tl.maximum(first, prompt_length + step - window + 1)
         q = tl.load(Q + row[:, None] * q_row + query_head[:, None] * q_head + d[None, :],
                     mask=alive[:, None] & in_head[None, :], other=0.0)  # fmt: skip
-        span = tl.cdiv(tl.cdiv(step, OWN_PIECES), BLOCK) * BLOCK
-        start = own * span
-        stop = tl.minimum(start + span, step)
-        for begin in range(start, stop, BLOCK):
+        ok = (position < stop) & (position + prompt_length >= first)
+        top, total, sums = _take(q, k, v, ok, top, total, sums, scale, softcap, PRECISION)
+        for begin in range(start + BLOCK, stop, BLOCK):
             position = begin + tl.arange(0, BLOCK)
             valid = position < stop
-            source = tl.load(ANCESTRY + me * ancestry_row + position, mask=valid, other=0).to(tl.int64)
-            offset = source * gk_row + head * gk_head + position * gk_pos
-            k = tl.load(GK + offset[:, None] + d[None, :], mask=valid[:, None] & in_head[None, :], other=0.0)
-            v = tl.load(GV + offset[:, None] + d[None, :], mask=valid[:, None] & in_head[None, :], other=0.0)
+            source = tl.load(lineage + position, mask=valid, other=0).to(tl.int64)
+            offset = (source * gk_row + position * gk_pos)[:, None] + corner
+            inside = valid[:, None] & in_head[None, :]
+            k = tl.load(GK + offset, mask=inside, other=0.0)
+            v = tl.load(GV + offset, mask=inside, other=0.0)
             ok = valid & (position + prompt_length >= first)
             top, total, sums = _take(q, k, v, ok, top, total, sums, scale, softcap, PRECISION)
         if own == OWN_PIECES - 1:
-            k = tl.load(NK + me * nk_row + head * nk_head + d, mask=in_head, other=0.0)
-            v = tl.load(NV + me * nv_row + head * nv_head + d, mask=in_head, other=0.0)
+            new_k = tl.load(NK + me * nk_row + head * nk_head + d, mask=in_head, other=0.0)
+            new_v = tl.load(NV + me * nv_row + head * nv_head + d, mask=in_head, other=0.0)
             place = me.to(tl.int64) * gk_row + head * gk_head + step * gk_pos
-            tl.store(GK + place + d, k, mask=in_head)
-            tl.store(GV + place + d, v, mask=in_head)
-            score = _softcap(tl.sum(q.to(tl.float32) * k.to(tl.float32)[None, :], 1) * scale, softcap)
+            tl.store(GK + place + d, new_k, mask=in_head)
+            tl.store(GV + place + d, new_v, mask=in_head)
+            score = _softcap(tl.sum(q.to(tl.float32) * new_k.to(tl.float32)[None, :], 1) * scale, softcap)
             higher = tl.maximum(top, score)
             weight = tl.exp(score - higher)
             fade = tl.exp(top - higher)
             total = total * fade + weight
-            sums = sums * fade[:, None] + weight[:, None] * v.to(tl.float32)[None, :]
+            sums = sums * fade[:, None] + weight[:, None] * new_v.to(tl.float32)[None, :]
             top = higher
     place = (row * heads + query_head) * pieces + slot
     tl.store(TOP + place, top, mask=alive)
@@ -181,7 +192,7 @@ def attend(
     batch, kv_heads = prompt_keys.shape[:2]
     beams, group = rows // batch, heads // kv_heads
     prompt_pieces = max(1, min(-(-units // (batch * kv_heads)), -(-prompt_keys.shape[2] // BLOCK)))
-    own_pieces = max(1, min(-(-units // (rows * kv_heads)), -(-own_keys.shape[2] // (8 * BLOCK))))
+    own_pieces = max(1, min(-(-units // (rows * kv_heads)), -(-own_keys.shape[2] // BLOCK)))
     pieces = prompt_pieces + own_pieces
     partial = torch.empty((rows * heads, pieces, size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from . import int4  # noqa: F401  (its operator)
+
 MOST_ROWS = 64
 """Above, a library's matrix product is as fast."""
 TOGETHER = 4
@@ -51,14 +53,21 @@ class Linears(CustomGraphPass):  # type: ignore[misc]  # torch leaves it untyped
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
         shared: dict[tuple[torch.fx.Node, int], list[torch.fx.Node]] = {}
+        packed: dict[tuple[torch.fx.Node, int, bool], list[torch.fx.Node]] = {}
         for node in graph.nodes:
             if node.op == "call_function" and node.target in (aten.mm.default, aten.addmm.default):
                 x = node.args[-2]
                 if self._weights(node) is not None and self._few_rows(x):
                     shared.setdefault((_unviewed(x), x.meta["val"].shape[0]), []).append(node)
+            elif node.target == torch.ops.bench.int4_linears.default and self._few_rows(node.args[0]):
+                key = (_unviewed(node.args[0]), node.args[4], bool(node.args[3]))
+                packed.setdefault(key, []).append(node)
         for nodes in shared.values():
             for start in range(0, len(nodes), TOGETHER):
                 self._replace(graph, nodes[start : start + TOGETHER])
+        for nodes in packed.values():
+            for start in range(0, len(nodes), TOGETHER):
+                self._join(graph, nodes[start : start + TOGETHER])
         graph.eliminate_dead_code()
 
     def _weights(self, node: torch.fx.Node) -> torch.fx.Node | None:
@@ -93,6 +102,18 @@ class Linears(CustomGraphPass):  # type: ignore[misc]  # torch leaves it untyped
                     result = graph.call_function(aten.add.Tensor, (part, node.args[0]))
                     result.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(result)
+            graph.erase_node(node)
+
+    def _join(self, graph: torch.fx.Graph, nodes: list[torch.fx.Node]) -> None:
+        """Do several packed layers in one; each had one weight."""
+        x, _, _, _, group, _ = nodes[0].args
+        lists = [[item for node in nodes for item in node.args[position]] for position in (1, 2, 3)]
+        with graph.inserting_before(nodes[0]):
+            together = graph.call_function(torch.ops.bench.int4_linears.default, (x, *lists, group, self.early))
+        together.meta["val"] = [node.meta["val"][0] for node in nodes]
+        for index, node in enumerate(nodes):
+            for part in list(node.users):  # getitem 0
+                part.args = (together, index)
             graph.erase_node(node)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -52,6 +53,10 @@ class Engine:
     def load(self, cell: Cell, device: Device) -> Loaded:
         """The cell's model on the device. Raises LoadError, OutOfMemory or Unsupported."""
         raise NotImplementedError
+
+    def graphs(self) -> float:
+        """Graphs that torch.compile has made in this process so far; NaN for engines that do not compile."""
+        return math.nan
 
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """Forget what earlier cells of the job left behind (caches, compiled graphs), so that order does not matter."""

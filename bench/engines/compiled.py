@@ -18,6 +18,7 @@ from ..errors import NonFinite, Unsupported
 from ..peaks import cache_folder
 from .base import Loaded, engines
 from .eager import Eager
+from .static import compiled_graphs
 
 if TYPE_CHECKING:
     from ..compiled.step import Decoder
@@ -56,6 +57,10 @@ class Compiled(Eager):
             found = ".".join(str(part) for part in RELEASE)
             raise Unsupported(f"engine=compiled needs transformers {LEAST_TRANSFORMERS} or newer, found {found}")
         from ..compiled import step  # noqa: F401
+
+    def graphs(self) -> float:
+        """As torch counts them."""
+        return compiled_graphs() if self.compile else super().graphs()
 
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """Make the cell's graph and caches, unless those of the cell before have room for it."""
