@@ -82,7 +82,7 @@ def test_every_format_has_an_accuracy_and_says_who_is_fast(format: str, device: 
     ("asked", "first"),
     [
         (cell("woq_int4"), "torchao"),
-        (cell("woq_int4", "cuda"), "torchao"),
+        (cell("woq_int4", "cuda"), "triton"),
         (cell("woq_int4", "xpu"), "auto_round"),
         (cell("nf4", "xpu"), "bitsandbytes"),
         (cell("int8"), "bitsandbytes"),
@@ -106,11 +106,11 @@ def test_auto_takes_the_best_that_can_do_what_is_asked(asked: Cell, first: str):
         (cell("nf4", provider="torchao"), "provider=torchao: it has no nf4"),
         (cell("woq_int4", "cuda", provider="auto_round"), "provider=auto_round: its kernels are for cpu and xpu;"),
         (
-            cell("woq_int4", "cuda", compute_dtype="fp16"),
+            cell("woq_int4", "cuda", compute_dtype="fp32"),
             "no provider has precision=woq_int4 on cuda with eng",
         ),
         (
-            cell("woq_int4", "cuda", compute_dtype="fp16", provider="torchao"),
+            cell("woq_int4", "cuda", compute_dtype="fp32", provider="torchao"),
             "provider=torchao: it computes in bf16: ",
         ),
         (cell("asym_int4", "xpu", provider="auto_round"), "provider=auto_round: it has no asym_int4 on xpu"),
@@ -230,7 +230,7 @@ def test_formats_are_near_fp32_and_nearer_to_their_own_definition(name: str, fou
         alike = not (name == "torchao" and format in own) and (name, format[:2]) != ("neural_compressor", "fp")
         if alike:  # the others choose scales or levels in a way of their own
             assert answer["from_rounding"] < 0.2, format
-        worse = {4: 0.13, 5: 0.06, 6: 0.08, 8: 0.03}[bits] + 0.12 * (format == "fp4")
+        worse = {4: 0.13, 5: 0.06, 6: 0.08, 8: 0.06}[bits] + 0.12 * (format == "fp4")
         assert answer["acc"] > plain["acc"] - worse, format
         assert answer["perplexity"] < plain["perplexity"] * (1 + 1.5 * worse), format
 
