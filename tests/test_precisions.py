@@ -405,6 +405,22 @@ def test_the_embedding_may_stay_on_the_host(tied: bool):
     assert model.device.type == "meta" and model.get_input_embeddings().weight.device.type == "cpu"
 
 
+def test_what_was_built_on_the_host_follows_its_packed_layers():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from bench.providers.layers import move
+
+    config = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2,
+                         vocab_size=100, tie_word_embeddings=True)  # fmt: skip
+    model = LlamaForCausalLM(config)
+    packed = torch.nn.Parameter(torch.empty(3, device="meta"), requires_grad=False)
+    model.model.layers[0].mlp.up_proj.weight = packed
+    move(model, torch.device("meta"))
+    assert {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} == {"meta"}
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    assert model.model.layers[0].mlp.up_proj.weight is packed
+
+
 def test_calibration_text(tmp_path: Path):
     plain = tmp_path / "a.txt"
     plain.write_text("x" * 9000)

@@ -54,7 +54,7 @@ class Triton(Provider):
         """Layer by layer, in place."""
         from ..compiled.int4 import Int4Linear, pack
 
-        for parent, name, layer in list(linears(model, recipe, self, device)):
+        for parent, name, layer in linears(model, recipe, self, device):
             group = recipe.group(layer.in_features)
             weight = layer.weight.data
             rounded = nearest(weight, 4, group, recipe.symmetric is not False)
@@ -81,7 +81,7 @@ class Triton(Provider):
         from ..compiled.int4 import Int4Linear
 
         model, state = skeleton(), state_in(folder, device)
-        for parent, name, layer in list(linears(model, recipe, self, device)):
+        for parent, name, layer in linears(model, recipe, self, device):
             group = recipe.group(layer.in_features)
             rows, columns = layer.weight.shape
             dtype = layer.weight.dtype
