@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import csv
+import subprocess
+import sys
 from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
+
+from bench.compiled.step import Decoder, Shape
 
 KIND = torch.accelerator.current_accelerator()
 FOUND = KIND.type if KIND is not None and torch.accelerator.device_count() > 0 else "no accelerator"
@@ -21,12 +26,12 @@ def needs(kind: str) -> Any:
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
 def test_a_small_matrix(bench: Any, kind: str):
     arguments = ("run", "results=out", "lengths=[32/16]", "batch_size=[1,2]", "num_beams=[1,4]", "iterations=3",
-                 "warmup=2", "-m", "engine=eager,static")  # fmt: skip
+                 "warmup=2", "-m", "engine=eager,static,compiled")  # fmt: skip
     done = bench(*arguments)
     assert done.code == 0, done.stderr
     with (bench.cwd / "out" / "results.csv").open() as file:
         table = list(csv.DictReader(file))
-    assert len(table) == 8
+    assert len(table) == 12
     weights = 4999424 * 2
     for row in table:
         assert (row["device"], row["precision"], row["clock"], row["status"]) == (kind, "fp16", "event", "ok")
@@ -38,7 +43,7 @@ def test_a_small_matrix(bench: Any, kind: str):
         assert abs(float(row["residual_s"])) < 0.2 * float(row["e2e_s"])
         assert 0 < float(row["mbu"]) < 1 and 0 < float(row["mfu"]) < 1
         assert row["device_name"] and row["driver"] and int(row["device_memory_bytes"]) > 2**30
-        compiled = row["engine"] == "static" and row["num_beams"] == "1"
+        compiled = row["engine"] == "compiled" or (row["engine"] == "static" and row["num_beams"] == "1")
         assert bool(row["compile_s"]) == compiled
     again = bench(*arguments)
     assert again.code == 0 and "nothing to do" in again.stderr
@@ -51,3 +56,35 @@ def test_out_of_memory_is_recorded_and_the_next_cell_runs(bench: Any, kind: str)
     assert done.code == 1
     with (bench.cwd / "out" / "results.csv").open() as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["oom", "ok"]
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("kernel", ["attention", "linear"])
+def test_kernels_of_the_compiled_engine(kind: str, kernel: str):
+    command = [sys.executable, "-m", "tests.triton_kernels", kernel]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("family", ["llama", "qwen3", "opt", "gptj"])
+def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str):
+    """fp32, greedy and 4 beams, batch 1 and 3, with the options that the engine uses."""
+    from bench.devices import devices
+    from bench.engines.compiled import Compiled
+    from tests.test_compiled import model, prompts
+
+    device = devices.get(kind)()
+    made = model(family).to(kind)
+    for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
+        ids, mask = (part.to(kind) for part in prompts(batch, padded=True))
+        config = GenerationConfig(max_new_tokens=14, num_beams=beams, pad_token_id=0)
+        early = device.launches_early()
+        with torch.inference_mode():
+            expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            options = Compiled()._options(device, early)
+            decoder = Decoder(made, Shape.of(batch, 20, config), config, options, 4 * device.processors(), early)
+            for _ in range(3):
+                found = decoder.generate(ids, mask, 14, lambda: None)
+        assert found.tolist() == expected.tolist(), (batch, beams)
+        torch.compiler.reset()

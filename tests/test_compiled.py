@@ -1,0 +1,264 @@
+"""engine=compiled: the same tokens as `generate`, on every family that transformers can give a static cache."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+from bench.cell import Cell, Choice, Generate
+from bench.compiled.linear import Linears
+from bench.compiled.step import Decoder, Shape
+from bench.engines import engines
+from bench.models import build
+from bench.models.spec import Model
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # Inductor's own
+
+VOCABULARY = 199
+SMALL = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "max_position_embeddings": 128, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+}  # fmt: skip
+GPT = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"num_key_value_heads": 2},
+    "mistral": {"num_key_value_heads": 2, "sliding_window": 12},
+    "qwen2": {"num_key_value_heads": 2},
+    "qwen3": {"num_key_value_heads": 2, "head_dim": 24},
+    "phi3": {"num_key_value_heads": 4, "sliding_window": 16},
+    "glm": {"num_key_value_heads": 2, "head_dim": 16},
+    "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
+    "starcoder2": {"num_key_value_heads": 2},
+    "opt": {"ffn_dim": 96, "word_embed_proj_dim": 64},
+    "gpt_neox": {},
+    "phi": {},
+    "gpt2": GPT,
+    "gptj": {**GPT, "rotary_dim": 8},
+    "bloom": GPT,
+    "falcon": {"alibi": False},
+    "falcon with alibi": {"alibi": True},
+    "stablelm": {"num_key_value_heads": 2},
+}
+SHARED = {"llama", "mistral", "qwen2", "qwen3", "phi3", "glm", "gemma2", "starcoder2", "opt", "gpt_neox", "phi", "gpt2"}
+"""Families whose attention goes through transformers' interface, so that beams can share the prompt."""
+
+
+def model(family: str) -> Any:
+    """A tiny model whose logits differ enough that rounding decides nothing."""
+    kind = family.partition(" ")[0]
+    config = AutoConfig.for_model(kind, **{**SMALL, **FAMILIES[family]})
+    torch.manual_seed(0)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    made.requires_grad_(False)
+    for parameter in made.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.15)
+    return build.ready(made)
+
+
+def prompts(batch: int, padded: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, [batch, 20]; the n-th prompt starts with 3 n tokens of padding."""
+    ids = torch.randint(3, VOCABULARY, (batch, 20), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    for number in range(batch if padded else 0):
+        mask[number, : 3 * number] = 0
+    return ids * mask, mask
+
+
+def both(
+    made: Any, batch: int, beams: int, padded: bool = False, options: dict[str, Any] | None = None, **settings: Any
+):
+    """What `generate` and the loop say; the loop the second time, when its caches hold what was there before."""
+    ids, mask = prompts(batch, padded)
+    settings = {"max_new_tokens": 14, "eos_token_id": None, **settings}
+    if settings["eos_token_id"] is None:
+        settings["min_new_tokens"] = settings["max_new_tokens"]
+    config = GenerationConfig(num_beams=beams, do_sample=False, pad_token_id=0, **settings)
+    with torch.inference_mode():
+        expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        decoder = Decoder(made, Shape.of(batch, ids.shape[1], config), config, options)
+        for _ in range(2):
+            steps: list[int] = []
+            found = decoder.generate(ids, mask if padded else None, config.max_new_tokens, lambda: steps.append(1))
+    assert len(steps) >= found.shape[1] - ids.shape[1]
+    return expected.tolist(), found.tolist(), decoder
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokens_are_those_of_generate(family: str):
+    made = model(family)
+    usual = made.config._attn_implementation
+    for batch, beams, padded in ((1, 1, False), (3, 1, True), (1, 4, False), (3, 4, True)):
+        expected, found, decoder = both(made, batch, beams, padded)
+        assert found == expected, (batch, beams)
+        assert (type(decoder.cache).__name__ == "SharedPrompt") == (family in SHARED)
+    assert made.config._attn_implementation == usual
+
+
+ENDS = [5, 7, 11, 13]
+MANY = list(range(3, 40))
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+@pytest.mark.parametrize(
+    ("beams", "settings"),
+    [
+        (1, {"eos_token_id": MANY}),
+        (3, {"eos_token_id": ENDS, "length_penalty": 1.3}),
+        (3, {"eos_token_id": ENDS, "early_stopping": True}),
+        (3, {"eos_token_id": MANY, "early_stopping": "never", "length_penalty": 0.5}),
+        (4, {"eos_token_id": MANY, "length_penalty": -1.0}),
+    ],
+    ids=str,
+)
+def test_sequences_end_where_those_of_generate_do(family: str, beams: int, settings: dict[str, Any]):
+    expected, found, _ = both(model(family), 2, beams, max_new_tokens=20, **settings)
+    assert found == expected
+    if beams == 1:
+        assert len(found[0]) < 40  # all prompts have met an EOS
+
+
+def test_one_graph_serves_all_lengths_that_fit():
+    made = model("llama")
+    ids, _ = prompts(2, False)
+    config = GenerationConfig(max_new_tokens=30, num_beams=3, pad_token_id=0, eos_token_id=None)
+    decoder = Decoder(made, Shape.of(2, 20, config), config)
+    assert Shape.of(2, 64, config) == decoder.shape != Shape.of(2, 65, config)
+    with torch.inference_mode():
+        for length, new in ((20, 14), (7, 30), (20, 5)):
+            config.max_new_tokens = config.min_new_tokens = new
+            expected = made.generate(input_ids=ids[:, :length], generation_config=config)
+            assert decoder.generate(ids[:, :length], None, new, lambda: None).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("family", ["llama", "gptj"])
+def test_the_compiled_step_gives_the_same_tokens(family: str):
+    torch.compiler.reset()
+    made = model(family)
+    expected, found, _ = both(made, 2, 3, padded=True, options={})
+    assert found == expected
+    torch.compiler.reset()
+
+
+def test_layers_that_share_an_input_are_done_together():
+    """Query, key and value; gate and up: of 7 layers in each block 4 remain, and the output layer."""
+    seen: list[tuple[int, int]] = []
+
+    class Counted(Linears):
+        def __call__(self, graph: torch.fx.Graph) -> None:
+            super().__call__(graph)
+            targets = [node.target for node in graph.nodes]
+            aten = torch.ops.aten
+            left = sum(target in (aten.mm.default, aten.addmm.default) for target in targets)
+            seen.append((targets.count(torch.ops.bench.linears.default), left))
+
+    torch.compiler.reset()
+    for family, together in (("llama", 9), ("opt", 9)):
+        made = model(family).to(torch.bfloat16)
+        ids, _ = prompts(1, False)
+        config = GenerationConfig(max_new_tokens=2, num_beams=2, pad_token_id=0)
+        scores = []
+        with torch.inference_mode():
+            for options in (None, {"post_grad_custom_pre_pass": Counted(early=False)}):
+                decoder = Decoder(made, Shape.of(1, 20, config), config, options)
+                decoder.generate(ids, None, 2, lambda: None)
+                scores.append(decoder.choice.running_scores.clone())
+        torch.testing.assert_close(scores[0], scores[1], atol=0.1, rtol=0)
+        assert seen.pop() == (together, 0)
+    torch.compiler.reset()
+
+
+def test_sampling_draws_from_the_distribution():
+    made = model("llama")
+    ids, _ = prompts(1, False)
+    draws = 1500
+    config = GenerationConfig(max_new_tokens=1, do_sample=True, top_k=6, temperature=1.7, pad_token_id=0)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        decoder = Decoder(made, Shape.of(draws, 20, config), config)
+        found = decoder.generate(ids.expand(draws, -1), None, 1, lambda: None)[:, -1]
+        top = (made(ids).logits[0, -1] / 1.7).topk(6)
+    counts = torch.stack([(found == token).sum() for token in top.indices])
+    assert counts.sum() == draws
+    wanted = top.values.softmax(-1) * draws
+    assert float(((counts - wanted) ** 2 / wanted).sum()) < 20.5  # chi-square, 5 degrees of freedom, p = 0.001
+
+
+def test_scores_that_are_no_numbers_are_seen():
+    made = model("llama")
+    ids, _ = prompts(1, False)
+    for beams in (1, 2):
+        config = GenerationConfig(max_new_tokens=3, num_beams=beams, pad_token_id=0)
+        decoder = Decoder(made, Shape.of(1, 20, config), config)
+        with torch.inference_mode():
+            decoder.generate(ids, None, 3, lambda: None)
+            assert bool(decoder.choice.finite)
+            made.lm_head.weight[7] = torch.nan
+            decoder.generate(ids, None, 3, lambda: None)
+            assert not bool(decoder.choice.finite)
+            made.lm_head.weight[7] = 0.0
+
+
+def test_a_family_with_other_arguments_to_attention_is_refused():
+    from bench.compiled.attention import attend
+    from bench.errors import Unsupported
+
+    with pytest.raises(Unsupported, match="gives its attention s_aux"):
+        attend(torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 8), None, None, None, s_aux=torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"tp": "deepspeed", "world_size": 2}, "engine=compiled runs on one device: use engine=eager with tp"),
+        (
+            {"workload": Generate(8, 8, num_beams=2, decoding="sample")},
+            "engine=compiled does not sample within beam search: use engine=eager",
+        ),
+        ({}, None),
+    ],
+)
+def test_what_it_cannot_do_is_known_before(changes: dict[str, Any], reason: str | None):
+    fields: dict[str, Any] = {"model": Model("tiny", weights="random"), "workload": Generate(8, 8), **changes}
+    asked = Cell(engine=Choice("compiled"), **fields)
+    assert engines.get("compiled")().unsupported(asked) == reason
+
+
+def test_through_the_command(bench: Any):
+    """Compiled once for two lengths of one bucket, which the record says."""
+    done = bench("run", "engine=compiled", "device=cpu", "num_beams=2", "lengths=[32/64,40/50]", "iterations=2",
+                 "warmup=1", "results=out", "precision=bf16")  # fmt: skip
+    assert done.code == 0, done.stderr
+    with (bench.cwd / "out" / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+    assert [float(row["compiled_graphs"]) for row in rows] == [1, 0]
+    assert float(rows[0]["compile_s"]) > 10 * float(rows[1]["compile_s"])
+    assert float(rows[0]["tpot_over_floor"]) > 1
+    assert "× floor" in (bench.cwd / "out" / "report.md").read_text()
+
+
+def test_other_transformers_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
+    from bench.errors import Unsupported
+
+    monkeypatch.setattr(build, "RELEASE", (4, 57))
+    with pytest.raises(Unsupported, match="needs transformers 5 or newer, found 4.57"):
+        engines.get("compiled")().imports()
+
+
+@pytest.mark.parametrize("kernel", ["attention", "linear"])
+def test_kernels_in_tritons_interpreter(kernel: str, tmp_path: Path):
+    """Against plain torch; runs where Triton is installed, on any machine."""
+    pytest.importorskip("triton", reason="needs Triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-m", "tests.triton_kernels", kernel]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,86 @@
+"""The Triton kernels of engine=compiled against plain torch: `TRITON_INTERPRET=1 python -m tests.triton_kernels NAME`.
+
+On a GPU the same comparison runs without the variable.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+
+import torch
+
+GPU = torch.accelerator.is_available()
+DEVICE = torch.accelerator.current_accelerator() if GPU else torch.device("cpu")
+
+
+def attention() -> None:
+    """Prompts shared by beams, grouped heads, head sizes that are no power of two, windows, soft caps, padding."""
+    from bench.compiled import attention, attention_kernel
+
+    for batch, beams, heads, kv_heads, size, prompt, own, length, step, window, softcap, dtype in (
+        (1, 1, 4, 4, 64, 128, 64, 100, 0, 0, 0.0, torch.float32),
+        (2, 4, 8, 2, 96, 256, 64, 200, 37, 0, 0.0, torch.float32),
+        (3, 3, 4, 1, 80, 64, 64, 64, 63, 30, 0.0, torch.float32),
+        (1, 2, 4, 2, 128, 1024, 64, 1000, 20, 0, 30.0, torch.float32),
+        (2, 1, 4, 4, 64, 64, 1024, 50, 1000, 0, 0.0, torch.float32),
+        (1, 4, 4, 4, 128, 256, 64, 200, 10, 0, 0.0, torch.float16),
+    ):
+        torch.manual_seed(0)
+        rows = batch * beams
+
+        def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return torch.randn(*shape).to(DEVICE, dtype)
+
+        def whole(values: torch.Tensor | list[int]) -> torch.Tensor:
+            return torch.as_tensor(values).to(DEVICE, torch.int32)
+
+        ancestry = torch.randint(0, beams, (rows, own)) + (torch.arange(rows) // beams * beams)[:, None]
+        ancestry[:, step:] = torch.arange(rows)[:, None]
+        query = draw(rows, heads, 1, size)
+        parts = attention.Parts(
+            draw(rows, kv_heads, 1, size), draw(rows, kv_heads, 1, size),
+            draw(batch, kv_heads, prompt, size), draw(batch, kv_heads, prompt, size),
+            draw(rows, kv_heads, own, size), draw(rows, kv_heads, own, size),
+            whole(ancestry), whole([length]), whole([step]), whole(torch.randint(0, 20, (batch,))), 64, False,
+        )  # fmt: skip
+        copy = parts._replace(own_keys=parts.own_keys.clone(), own_values=parts.own_values.clone())
+        wanted = attention.reference(query, parts, 0.1, softcap, window)
+        found = attention_kernel.attend(query, *copy, 0.1, softcap, window)
+        torch.testing.assert_close(found, wanted, atol=1e-3 if dtype == torch.float16 else 2e-6, rtol=0)
+        assert torch.equal(parts.own_keys, copy.own_keys) and torch.equal(parts.own_values, copy.own_values)
+
+
+def linear() -> None:
+    """Widths and inputs that no block divides, one row and several, one layer and four."""
+    from bench.compiled import linear_kernel
+
+    if not GPU:  # the interpreter measures nothing, so the configuration is given
+        vector, rows = linear_kernel._vector.fn, linear_kernel._rows.fn
+        linear_kernel._vector = _Configured(vector, BN=4, BK=256)
+        linear_kernel._rows = _Configured(rows, BN=16, BK=64)
+    shapes = ((256, [48, 16, 16]), (300, [33]), (100, [40, 50, 10, 7]))
+    for (inputs, widths), count in itertools.product(shapes, (1, 4, 20)):
+        torch.manual_seed(0)
+        x = torch.randn(count, inputs).to(DEVICE, torch.float16)
+        weights = [torch.randn(width, inputs).to(DEVICE, torch.float16) for width in widths]
+        for found, weight in zip(linear_kernel.run(x, weights, False), weights, strict=True):
+            wanted = x.float() @ weight.float().T
+            assert float((found.float() - wanted).norm() / wanted.norm()) < 1e-3
+
+
+class _Configured:
+    """A kernel that is always launched with the same block sizes."""
+
+    def __init__(self, kernel: object, **sizes: int) -> None:
+        self.kernel, self.sizes = kernel, sizes
+
+    def __getitem__(self, grid: object):
+        def launch(*arguments: object, **fixed: object) -> None:
+            self.kernel[grid(self.sizes)](*arguments, **fixed, **self.sizes)  # type: ignore[index,operator]
+
+        return launch
+
+
+if __name__ == "__main__":
+    {"attention": attention, "linear": linear}[sys.argv[1]]()
