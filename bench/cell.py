@@ -24,6 +24,8 @@ class Choice:
 
     name: str
     settings: tuple[tuple[str, Scalar], ...] = ()
+    hidden: tuple[tuple[str, Scalar], ...] = field(default=(), compare=False)
+    """Settings that change no number, and the places on this machine of what `settings` knows by its checksum."""
 
     def __str__(self) -> str:
         inside = ",".join(f"{key}={value}" for key, value in self.settings)
@@ -32,7 +34,11 @@ class Choice:
     @property
     def kwargs(self) -> dict[str, Any]:
         """The settings as keyword arguments of the registered class."""
-        return dict(self.settings)
+        return dict((*self.settings, *self.hidden))
+
+
+CHOICES = ("engine", "precision", "device", "launcher")
+"""The axes that are a `Choice`."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,8 @@ class Cell:
     def id(self) -> str:
         """12 hexadecimal digits of a SHA-256 over every field: stable across processes, machines and field order."""
         fields = self.to_json()
+        for axis in CHOICES:
+            del fields[axis]["hidden"]
         for item in dataclasses.fields(self.workload):
             if not item.compare:
                 del fields["workload"][item.name]
@@ -170,9 +178,10 @@ class Cell:
     def from_json(cls, data: Mapping[str, Any]) -> Cell:
         """The cell that `to_json` wrote."""
         fields = dict(data)
-        for axis in ("engine", "precision", "device", "launcher"):
+        for axis in CHOICES:
             choice = fields[axis]
-            fields[axis] = Choice(choice["name"], tuple((key, value) for key, value in choice["settings"]))
+            settings, hidden = (tuple((key, value) for key, value in choice[kind]) for kind in ("settings", "hidden"))
+            fields[axis] = Choice(choice["name"], settings, hidden)
         fields["model"] = Model(**fields["model"])
         kind = Evaluate if "task" in fields["workload"] else Generate
         fields["workload"] = kind(**fields["workload"])

@@ -66,7 +66,7 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
         points.append(config)
 
     _register()
-    arguments = _flags_first([rewritten for argument in arguments for rewritten in _rewrite(argument)])
+    arguments = _flags_first(_settings_of_swept([new for argument in arguments for new in _rewrite(argument)]))
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra insists on writing a multirun.yaml
         sys.argv = [program, *arguments, f"hydra.sweep.dir={scratch}"]
@@ -165,6 +165,21 @@ def _rewrite(argument: str) -> list[str]:
     if key == "env" or key.startswith("env."):
         return [f"++{argument}"]
     return [argument]
+
+
+def _settings_of_swept(arguments: Sequence[str]) -> list[str]:
+    """`-m precision=nf4,fp4 precision.provider=X`: a setting of an axis that is swept becomes a sweep over one value.
+
+    Hydra first composes what is not swept, and the axis' default need not have that setting.
+    """
+    swept = {key for key, _, value in (item.partition("=") for item in arguments) if key in AXES and "," in value}
+    found = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key.partition(".")[0] in swept and "." in key and not re.search(r"[,(\[{]", value):
+            argument = f"{key}=choice({value})"
+        found.append(argument)
+    return found
 
 
 def _model_option(value: str) -> str:

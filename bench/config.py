@@ -194,7 +194,7 @@ def _evaluations(node: Any, model: Model) -> list[Workload]:
             batch_size=_integer("accuracy.batch_size", node["batch_size"], 1),
             limit=None if limit is None else _integer("accuracy.limit", limit, 1),
             num_fewshot=None if shots is None else _integer("accuracy.num_fewshot", shots, 0),
-            data_sha256=_checksum(data) if data else "",
+            data_sha256=_checksum("accuracy.data", data) if data else "",
             data=str(Path(data).expanduser().absolute()) if data else None,
             allow_random=bool(node["allow_random"]),
         )
@@ -202,11 +202,11 @@ def _evaluations(node: Any, model: Model) -> list[Workload]:
     ]
 
 
-def _checksum(data: str) -> str:
+def _checksum(key: str, file: str) -> str:
     try:
-        return hashlib.sha256(Path(data).expanduser().read_bytes()).hexdigest()
+        return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
     except OSError as error:
-        raise ConfigError(f"accuracy.data={data} cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{key}={file} cannot be read: {error.strerror}") from error
 
 
 def _model(node: Mapping[str, Any], weights: str | None) -> Model:
@@ -266,7 +266,17 @@ def _choice(axis: str, node: Mapping[str, Any]) -> Choice:
     defaults = {item.name: default for item, default in settings_of(cls)}
     _known(f"key in {axis}", settings, defaults)
     changed: dict[str, Scalar] = {key: value for key, value in settings.items() if value != defaults[key]}
-    return Choice(name, tuple(sorted(changed.items())))
+    hidden: dict[str, Scalar] = {}
+    for item, _ in settings_of(cls):
+        if item.name not in changed:
+            continue
+        if "file" in item.metadata:  # known by what is in it, wherever it lies
+            path = str(changed[item.name])
+            hidden[item.name] = str(Path(path).expanduser().absolute())
+            changed[item.name] = _checksum(f"{axis}.{item.name}", path)[:12]
+        elif "hidden" in item.metadata:
+            hidden[item.name] = changed.pop(item.name)
+    return Choice(name, tuple(sorted(changed.items())), tuple(sorted(hidden.items())))
 
 
 def settings_of(cls: type) -> list[tuple[dataclasses.Field[Any], Any]]:

@@ -18,7 +18,7 @@ from .hardware import ACCELERATORS, Hardware, hardware
 from .launchers.base import Launcher, launchers
 from .models.shape import Shape
 from .models.spec import Model
-from .precisions.base import DTYPE_BYTES, Precision, precisions
+from .precisions.base import DTYPE_BYTES, Precision, precision_of
 from .tensor_parallel import base as tensor_parallel
 
 GIB = 2**30
@@ -114,7 +114,7 @@ def _planned(asked: Cell, machine: Hardware, check_memory: bool) -> Planned:
         asked = dataclasses.replace(asked, device=Choice(kind))
     if asked.precision.name == "auto":
         asked = dataclasses.replace(asked, precision=Choice("fp16" if kind in ("xpu", "cuda") else "bf16"))
-    precision = _precision(asked.precision)
+    precision = precision_of(asked)
     weight_bytes, kv_bytes = _predict(asked, precision)
     device_bytes = machine.memory(kind)
     reason = _unsupported(asked, machine, precision)
@@ -125,11 +125,6 @@ def _planned(asked: Cell, machine: Hardware, check_memory: bool) -> Planned:
             f"{device_bytes / GIB:.1f} GiB; check_memory=false tries it all the same"
         )
     return Planned(asked, weight_bytes, kv_bytes, needed, device_bytes, reason)
-
-
-@cache
-def _precision(choice: Choice) -> Precision:
-    return precisions.get(choice.name)(**choice.kwargs)
 
 
 @cache
@@ -145,7 +140,7 @@ def _predict(cell: Cell, precision: Precision) -> tuple[float | None, float | No
     work = cell.workload
     positions = work.batch_size * work.num_beams * (work.input_tokens + work.output_tokens)
     return (
-        shape.weight_bytes(precision.bytes_per_parameter),
+        shape.weight_bytes(precision.bytes_per_parameter, DTYPE_BYTES[precision.dtype]),
         positions * shape.kv_bytes_per_token(DTYPE_BYTES[precision.dtype]),
     )
 

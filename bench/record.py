@@ -48,6 +48,22 @@ class ModelCost:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """How the weights are stored, and who converted them."""
+
+    provider: str = ""
+    """Library that converted them; blank for plain formats."""
+    version: str = ""
+    """Its version."""
+    kernels: str = ""
+    """`real` when each step reads the packed weights, `emulated` when it computes with floats; blank for plain ones."""
+    packed_bytes: float = math.nan
+    """Bytes of all weights as they are stored, scales and embedding included. Unknown is NaN."""
+    reloaded: bool = False
+    """Whether they come from an earlier run's `quantized/`."""
+
+
+@dataclass(frozen=True)
 class Peaks:
     """What the device can do. `*_measured` by a probe on this machine, `*_datasheet` by its maker. Unknown is NaN."""
 
@@ -98,6 +114,7 @@ class Record:
     warnings: tuple[str, ...] = ()
     total_memory_bytes: float = math.nan
     """Sum over ranks of their peaks; NaN for one process."""
+    weights: Weights = Weights()
     schema: int = SCHEMA
 
     kind = "record"
@@ -155,6 +172,7 @@ class Evaluation:
     approximation: str | None
     fingerprint: dict[str, Scalar]
     warnings: tuple[str, ...] = ()
+    weights: Weights = Weights()
     schema: int = SCHEMA
 
     kind = "evaluation"
@@ -206,6 +224,8 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
         return Failure(**_known(Failure, {**data, "log_tail": tuple(data["log_tail"])}))
     fields = dict(data)
     fields["warnings"] = tuple(data["warnings"])
+    stored = data.get("weights") or {}  # absent before 0.1 knew low-bit formats
+    fields["weights"] = Weights(**_known(Weights, {**stored, "packed_bytes": _number(stored.get("packed_bytes"))}))
     if data["kind"] == Evaluation.kind:
         fields["scores"] = tuple(
             Score(item["name"], _number(item["value"]), _number(item["stderr"]), item["n"]) for item in data["scores"]

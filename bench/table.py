@@ -55,6 +55,10 @@ def row(outcome: Outcome) -> dict[str, Scalar]:
         seed=outcome.seed,
         approximation=outcome.approximation,
         warnings="; ".join(outcome.warnings) or None,
+        provider=outcome.weights.provider or None,
+        provider_version=outcome.weights.version or None,
+        kernels=outcome.weights.kernels or None,
+        packed_bytes=None if math.isnan(outcome.weights.packed_bytes) else outcome.weights.packed_bytes,
     )
     if isinstance(outcome, Record):
         hashes = {item.output_hash for item in outcome.iterations}

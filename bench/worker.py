@@ -31,7 +31,7 @@ from .engines.base import Engine, Loaded, engines
 from .errors import CellError, LoadError, OutOfMemory, ResultsError, Unsupported
 from .journal import Journal, NoJournal, log_tail, write_lines
 from .measure import Stopwatch, measure, suspicions
-from .precisions.base import precisions
+from .precisions.base import precision_of
 from .ranks import Ranks, merge
 from .record import Evaluation, Failure, Record
 from .roll import log_name
@@ -161,8 +161,7 @@ class _Worker:
         return loaded, max(self.ranks.gather(watch.seconds()))
 
     def _measure(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Record:
-        precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
-        limits = peaks.peaks(self.device, precision.dtype, environment, at_once=self.ranks.local_size)
+        limits = peaks.peaks(self.device, precision_of(cell).dtype, environment, at_once=self.ranks.local_size)
         self.engine.begin(loaded, cell)
         inputs, warnings = self.engine.prompts(loaded, cell)
         mine = measure(self.engine, loaded, self.device, inputs, cell, self._phase, self.ranks.barrier)
@@ -189,6 +188,7 @@ class _Worker:
             fingerprint=environment,
             warnings=(*loaded.warnings, *warnings, *suspicions(samples, self.device)),
             total_memory_bytes=samples.total_memory_bytes,
+            weights=loaded.weights,
         )
 
     def _evaluate(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Evaluation:
@@ -225,6 +225,7 @@ class _Worker:
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=fingerprint.collect(self.device, loaded.revision),  # lm-eval is among the adapters now
             warnings=(*loaded.warnings, *result.warnings),
+            weights=loaded.weights,
         )
 
     def _fail(self, cell: Cell, error: CellError, environment: dict[str, Scalar]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..record import ModelCost
+from ..record import ModelCost, Weights
 from ..registry import Registry
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ class Loaded:
     revision: str = ""
     """Commit of the checkpoint, blank when there is none."""
     warnings: tuple[str, ...] = field(default=())
+    weights: Weights = field(default=Weights())
 
 
 class Engine:

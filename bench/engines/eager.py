@@ -9,8 +9,7 @@ from typing import Any
 from ..cell import Cell, Generate
 from ..devices.base import Device
 from ..errors import NonFinite
-from ..precisions import precisions
-from ..precisions.base import DTYPE_BYTES
+from ..precisions.base import DTYPE_BYTES, precision_of
 from ..tensor_parallel import tensor_parallel
 from .base import Engine, Loaded, engines
 
@@ -43,8 +42,7 @@ class Eager(Engine):
 
         from ..models import build, cost
 
-        precision = precisions.get(cell.precision.name)(**cell.precision.kwargs)
-        dtype = getattr(torch, precision.dtype)
+        precision = precision_of(cell)
         kwargs = precision.load_kwargs(device.torch_type)
         if self.attention != "auto":
             kwargs = {"attn_implementation": self.attention, **kwargs}
@@ -53,14 +51,15 @@ class Eager(Engine):
             if place.type != "cpu":  # with its number, because libraries load in threads, which start on device 0
                 place = torch.device(place.type, torch.accelerator.current_device_index())
             split = tensor_parallel.get(cell.tp)()
+            dtype = getattr(torch, precision.dtype)
             sharded = split.load(cell.model, dtype, place, cell.seed, DTYPE_BYTES[precision.dtype], **kwargs)
             return Loaded(sharded.model, sharded.cost, build.revision_of(sharded.model) or "", sharded.warnings)
-        model = build.load(cell.model, dtype, torch.device(device.torch_type), cell.seed, **kwargs)
-        model = precision.apply(model)
+        model, weights = precision.load(cell, torch.device(device.torch_type), **kwargs)
         return Loaded(
             handle=model,
             cost=cost.of(cell.model, model, DTYPE_BYTES[precision.dtype]),
             revision=build.revision_of(model) or "",
+            weights=weights,
         )
 
     def prompts(self, loaded: Loaded, cell: Cell) -> tuple[Any, list[str]]:

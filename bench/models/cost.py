@@ -7,6 +7,8 @@ import json
 import math
 from typing import Any
 
+import torch
+
 from ..record import ModelCost
 from .shape import Shape
 from .spec import Model
@@ -23,10 +25,10 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
         model = dataclasses.replace(model, architecture=json.dumps(architecture))
     if model.parameters is None:
         model = dataclasses.replace(model, parameters=sum(item.numel() for item in loaded.parameters()))
-    weight_bytes = float(sum(item.numel() * item.element_size() for item in loaded.parameters()))
+    weight_bytes = stored(loaded)
     table = loaded.get_input_embeddings().weight
     head = loaded.get_output_embeddings()
-    if head is None or head.weight is not table:
+    if head is None or getattr(head, "weight", None) is not table:
         weight_bytes -= table.numel() * table.element_size()
     shape = Shape.of(model)
     if shape is None:
@@ -39,3 +41,36 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
         head_parameters=float(shape.vocab_size * shape.hidden_size),
         attention_width=float(shape.num_layers * shape.num_heads * shape.head_dim),
     )
+
+
+def stored(model: Any) -> float:
+    """Bytes of all weights as they are stored, each tensor once: parameters, and what packed layers keep beside them.
+
+    A layer that stands in for a linear one may hold its packed weights and scales in buffers, in tensors within a
+    tensor (torchao) or in the state of a quantiser (bitsandbytes).
+    """
+    seen: dict[int, float] = {}
+    for module in model.modules():
+        tensors = list(module.parameters(recurse=False))
+        if hasattr(module, "in_features") and type(module) is not torch.nn.Linear:
+            tensors += module.buffers(recurse=False)
+        elif "_table" in vars(module):  # an embedding that was left on the host
+            tensors.append(module._table)
+        for tensor in tensors:
+            seen[id(tensor)] = _bytes(tensor)
+    return sum(seen.values())
+
+
+def _bytes(tensor: Any) -> float:
+    """Bytes of a tensor with what belongs to it."""
+    state = getattr(tensor, "quant_state", None)
+    beside: list[Any] = [getattr(tensor, name, None) for name in ("SCB",)]
+    if state is not None:
+        beside += [state.absmax, state.code, state.offset, *(
+            (state.state2.absmax, state.state2.code) if state.nested else ())]  # fmt: skip
+    inner = getattr(tensor, "__tensor_flatten__", None)
+    if inner is not None:
+        parts = [getattr(tensor, name) for name in inner()[0]]
+        return sum(map(_bytes, parts))
+    size = float(tensor.numel() * tensor.element_size())
+    return size + sum(item.numel() * item.element_size() for item in beside if isinstance(item, torch.Tensor))

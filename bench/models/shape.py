@@ -86,9 +86,15 @@ class Shape:
         """Key and value cache of one token of one sequence, bytes: 2·L·n_kv·d_h·bytes_kv. Source: metrics.md 3.3."""
         return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value
 
-    def weight_bytes(self, bytes_per_parameter: float) -> float | None:
-        """All weights, bytes: P·bytes. An upper bound of bytes_w for quantised models, whose P is not all packed."""
-        return None if self.parameters is None else self.parameters * bytes_per_parameter
+    def weight_bytes(self, bytes_per_parameter: float, at_ends: float | None = None) -> float | None:
+        """All weights, bytes; the embedding and the output matrix may have another size than the layers."""
+        if self.parameters is None:
+            return None
+        ends = self.embedding_parameters + (0 if self.tied else self.vocab_size * self.hidden_size)
+        return (
+            ends * (bytes_per_parameter if at_ends is None else at_ends)
+            + (self.parameters - ends) * bytes_per_parameter
+        )
 
     def fits(self, positions: int) -> bool:
         """Whether a sequence of prompt and output of `positions` tokens in all is within the model's limit."""

@@ -1,0 +1,238 @@
+"""The low-bit formats: what is asked for. Which library does it is said in `providers/`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import ConfigError, did_you_mean
+from ..providers.base import providers
+from ..providers.choose import choose, refusal
+from ..record import Weights
+from .base import Precision, precisions
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..cell import Cell
+
+COMPUTE = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""`compute_dtype`, and what torch calls it."""
+SCALES = {"auto": 2.0, "fp32": 4.0, "bf16": 2.0, "fp16": 2.0, "int8": 1.0}
+"""`scale_dtype`, and the bytes of a scale; auto is what the provider likes best, int8 are scales quantised again."""
+ALGORITHMS = ("rtn", "gptq", "awq", "autoround")
+
+
+@dataclass(frozen=True)
+class LowBit(Precision):
+    """Linear layers in few bits, all else in `compute_dtype`. Settings that a provider cannot honour are refused."""
+
+    bits: ClassVar[float]
+    """Per weight, without scales."""
+    symmetric: ClassVar[bool | None] = None
+    """Whether zero is a level in the middle; None leaves it to the provider."""
+    algorithm: ClassVar[str] = "rtn"
+    calibration: ClassVar[str | None] = None
+
+    provider: str = "auto"
+    """Library that converts and whose kernels run; auto is the best that is installed for the device."""
+    group_size: int = 64
+    """Weights of a row that share a scale; -1 is the whole row."""
+    compute_dtype: str = "bf16"
+    """Activations, KV cache and what is not converted: bf16, fp16 or fp32."""
+    scale_dtype: str = "auto"
+    """fp32, bf16, fp16, or int8 for scales that are quantised themselves; auto is the provider's own."""
+    skip: str = "lm_head"
+    """Linear layers that stay as they are: the last parts of their names, separated by spaces."""
+    cpu_embedding: bool = field(default=False)
+    """Keep the input embedding in the memory of the host, for small GPUs."""
+    save: bool = field(default=False, metadata={"hidden": True})
+    """Keep the converted weights in `quantized/` of bench's cache, and take them from there the next time."""
+    force: bool = field(default=False, metadata={"hidden": True})
+    """Measure the latency of emulated formats, too."""
+
+    def __post_init__(self) -> None:
+        known = {
+            "provider": ("auto", *providers.names()),
+            "compute_dtype": tuple(COMPUTE),
+            "scale_dtype": tuple(SCALES),
+            "algorithm": ALGORITHMS,
+        }
+        for name, values in known.items():
+            value = getattr(self, name)
+            if value not in values:
+                raise ConfigError(did_you_mean(f"precision.{name}", str(value), values))
+        if self.group_size != -1 and (self.group_size < 8 or self.group_size & (self.group_size - 1)):
+            raise ConfigError(f"precision.group_size={self.group_size}: a power of two of at least 8 is needed, or -1")
+        if self.algorithm != "rtn" and self.calibration is None:
+            raise ConfigError(
+                f"precision.algorithm={self.algorithm} needs text to learn from: precision.calibration=FILE, "
+                f"with lines of text or JSON"
+            )
+
+    @property
+    def format(self) -> str:
+        """What `precision=` calls it."""
+        return next(name for name, cls in precisions.items() if cls is type(self))
+
+    @property
+    def bytes_per_parameter(self) -> float:
+        """Bits, and a scale for each group; a zero point is packed like a weight."""
+        scale = 0.0 if self.group_size == -1 else SCALES[self.scale_dtype] / self.group_size
+        return self.bits / 8 + scale
+
+    @property
+    def dtype(self) -> str:
+        """That of `compute_dtype`."""
+        return COMPUTE[self.compute_dtype]
+
+    def skipped(self, name: str) -> bool:
+        """Whether the linear layer of this name stays as it is."""
+        return any(name == part or name.endswith(f".{part}") for part in self.skip.split())
+
+    def unsupported(self, cell: Cell) -> str | None:
+        """Why no provider does this, in one line; the fake device plays everything."""
+        return None if cell.device.name == "fake" else refusal(cell, self)
+
+    def load(self, cell: Cell, device: torch.device, **kwargs: Any) -> tuple[Any, Weights]:
+        """Load, or build, in `dtype` and convert; or take what an earlier run saved."""
+        import torch
+
+        from ..models import build, cost
+
+        chosen = choose(cell, self)
+        provider = chosen.provider
+        place = provider.place(device)
+        model = build.load(cell.model, getattr(torch, self.dtype), place, cell.seed, **kwargs)
+        model = build.ready(provider.quantise(model, cell, self, device))
+        weights = Weights(
+            provider=chosen.name,
+            version=provider.version(),
+            kernels=chosen.support.kernels,
+            packed_bytes=cost.stored(model),
+        )
+        return model, weights
+
+
+@dataclass(frozen=True)
+class Integer(LowBit):
+    """Integers with a scale; they can be chosen by looking at what they do to the activations of some text."""
+
+    algorithm: str = "rtn"  # type: ignore[misc]  # a setting here, a constant above
+    """rtn rounds to nearest; gptq, awq and autoround learn from `calibration`."""
+    calibration: str | None = field(default=None, metadata={"file": True})  # type: ignore[misc]
+    """Local text: a .jsonl file with rows of {"text": ...}, or plain text."""
+
+
+@precisions("woq_int4")
+@dataclass(frozen=True)
+class WoqInt4(Integer):
+    """Weight-only 4-bit integers, as neural-compressor calls them."""
+
+    bits = 4
+    symmetric: bool | None = None  # type: ignore[misc]
+    """Whether zero is a level in the middle; by default the provider's choice."""
+
+
+@precisions("sym_int4")
+@dataclass(frozen=True)
+class SymInt4(Integer):
+    """4-bit integers around zero."""
+
+    bits = 4
+    symmetric = True
+
+
+@precisions("asym_int4")
+@dataclass(frozen=True)
+class AsymInt4(Integer):
+    """4-bit integers with a zero point for each group."""
+
+    bits = 4
+    symmetric = False
+
+
+@precisions("sym_int5")
+@dataclass(frozen=True)
+class SymInt5(Integer):
+    """5-bit integers around zero."""
+
+    bits = 5
+    symmetric = True
+
+
+@precisions("asym_int5")
+@dataclass(frozen=True)
+class AsymInt5(Integer):
+    """5-bit integers with a zero point for each group."""
+
+    bits = 5
+    symmetric = False
+
+
+@precisions("int8")
+@dataclass(frozen=True)
+class Int8(Integer):
+    """8-bit integers, one scale for each row; bitsandbytes rounds the activations, too."""
+
+    bits = 8
+    group_size: int = -1
+
+
+@precisions("sym_int8")
+@dataclass(frozen=True)
+class SymInt8(Integer):
+    """Weight-only 8-bit integers around zero, one scale for each row."""
+
+    bits = 8
+    symmetric = True
+    group_size: int = -1
+
+
+@precisions("fp8")
+@dataclass(frozen=True)
+class Fp8(LowBit):
+    """8-bit floats (e4m3), one scale for each row."""
+
+    bits = 8
+    group_size: int = -1
+
+
+@precisions("nf4")
+@dataclass(frozen=True)
+class Nf4(LowBit):
+    """16 levels that a normal distribution fills evenly (QLoRA)."""
+
+    bits = 4
+
+
+@precisions("fp4")
+@dataclass(frozen=True)
+class Fp4(LowBit):
+    """4-bit floats (e2m1)."""
+
+    bits = 4
+
+
+@precisions("fp6")
+@dataclass(frozen=True)
+class Fp6(LowBit):
+    """6-bit floats (e3m2)."""
+
+    bits = 6
+
+
+@precisions("mixed_fp4")
+@dataclass(frozen=True)
+class MixedFp4(LowBit):
+    """sym_int4 or fp4, whichever is nearer to the weights of a layer."""
+
+    bits = 4
+
+
+@precisions("mixed_fp8")
+@dataclass(frozen=True)
+class MixedFp8(LowBit):
+    """sym_int8 or fp8, whichever is nearer to the weights of a layer."""
+
+    bits = 8
