@@ -24,6 +24,7 @@ from .launchers.base import launchers
 from .models.spec import Model
 from .precisions.base import precisions
 from .registry import Registry
+from .stacks import CURRENT, Stack
 from .tensor_parallel import tensor_parallel
 
 AXES: dict[str, Registry[Any]] = {
@@ -88,10 +89,10 @@ class BenchConfig:
     seed: int = 0
     world_size: int = 1
     tp: str = "none"
-    stack: str | None = None
-    """Label of the worker's environment; by default `current`, or the name of the environment `python` is in."""
+    stack: Any = None
+    """Option of configs/stack: the worker's environment. With `python`, a label; by default its environment's name."""
     python: str | None = None
-    """Interpreter of the worker."""
+    """Interpreter of the worker, instead of the stack's."""
     env: Any = field(default_factory=dict)
     """Environment variables of the worker; a list of values is an axis."""
     check_memory: bool = True
@@ -127,18 +128,19 @@ def request(config: Mapping[str, Any]) -> Request:
     names = [item.name for item in dataclasses.fields(BenchConfig)]
     _known("key", options, names)
     for name in names:  # what ~name leaves behind
-        if name not in options or (options[name] is None and name in (*AXES, "model", "workload")):
+        if name not in options or (options[name] is None and name in (*AXES, "model", "workload", "stack")):
             raise ConfigError(f"{name} has been removed: give it a value with {name}=")
     workload = _one_of("workload", options["workload"]["name"], WORKLOADS)
-    python = _interpreter(options["python"])
+    stack, python = _stack(options["stack"], options["python"])
     model = _model(options["model"], options["weights"])
     shared: dict[str, Any] = {
         "model": model,
         **{axis: _choice(axis, options[axis]) for axis in AXES},
         "world_size": _integer("world_size", options["world_size"], 1),
         "tp": _one_of("tp", options["tp"], ["none", *tensor_parallel.names()]),
-        "stack": options["stack"] or (Path(python).parent.parent.name if python else "current"),
+        "stack": stack.name,
         "python": python,
+        "stack_env": tuple(sorted(stack.env.items())),
         "iterations": _integer("iterations", options["iterations"], 1),
         "warmup": _integer("warmup", options["warmup"], 0),
         "seed": _integer("seed", options["seed"], 0, maximum=2**63 - 1),
@@ -298,14 +300,25 @@ def _name(name: str | None) -> str | None:
     return name
 
 
-def _interpreter(python: str | None) -> str | None:
+def _stack(node: Mapping[str, Any], python: str | None) -> tuple[Stack, str | None]:
+    """The stack, and the interpreter of its worker: `python`, or what the stack says; None is the current one."""
+    _known("key in stack", node, [item.name for item in dataclasses.fields(Stack)])
+    stack = Stack.of(node)
     if python is None:
-        return None
+        own = stack.interpreter()
+        return stack, _interpreter("python" if stack.python is None else "stack.python", own) if own else None
+    path = _interpreter("python", python)
+    if stack.name == CURRENT:
+        stack = dataclasses.replace(stack, name=Path(path).parent.parent.name)
+    return stack, path
+
+
+def _interpreter(key: str, python: str) -> str:
     path = Path(python).expanduser()
     if not path.is_file():
-        raise ConfigError(f"python={python} is not an interpreter: no such file")
+        raise ConfigError(f"{key}={python} is not an interpreter: no such file")
     if not os.access(path, os.X_OK):
-        raise ConfigError(f"python={python} is not an interpreter: it cannot be executed")
+        raise ConfigError(f"{key}={python} is not an interpreter: it cannot be executed")
     return str(path.absolute())
 
 

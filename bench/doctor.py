@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from . import __version__
+from . import __version__, install
 from .cell import Cell, Choice, Generate
 from .engines.base import engines
 from .errors import ConfigError
@@ -77,6 +77,9 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
             version = cls().about() if works and issubclass(cls, Launcher) else ""
             about = f"{version}. {about}" if version else about
             yield _line(name, bool(works), f"{', '.join(works) or refusals}: {about}")
+    yield ""
+    yield "stacks"
+    yield from install.lines()
     for kind, peaks in found.get("peaks", {}).items():
         yield ""
         yield f"peaks of {kind}, measured now"

@@ -37,6 +37,10 @@ class Engine:
         """Why this engine cannot run the cell, in one line; None when it can."""
         raise NotImplementedError
 
+    def environment(self, cell: Cell) -> dict[str, str]:
+        """Variables that the worker's process needs from its start; those that the user or the stack set win."""
+        return {}
+
     def compiles(self, cell: Cell) -> bool:
         """Whether the cell's first calls compile, so that `compile_s` means something."""
         return False
