@@ -94,6 +94,10 @@ class LowBit(Precision):
         """Why no provider does this, in one line; the fake device plays everything."""
         return None if cell.device.name == "fake" else refusal(cell, self)
 
+    def remarks(self, cell: Cell, model: Any) -> tuple[str, ...]:
+        """Those of the provider."""
+        return choose(cell, self).provider.remarks(model, self)
+
     def load(self, cell: Cell, device: torch.device, **kwargs: Any) -> tuple[Any, Weights]:
         """Load, or build, in `dtype` and convert; or take what an earlier run saved."""
         import torch

@@ -77,6 +77,10 @@ class Provider:
         """
         raise NotImplementedError
 
+    def remarks(self, model: Any, recipe: LowBit) -> tuple[str, ...]:
+        """What a reader should know of a model that it converted, such as layers that it could not convert."""
+        return ()
+
     def place(self, device: torch.device) -> torch.device:
         """Where it wants the floating-point model."""
         return device

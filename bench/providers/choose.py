@@ -63,6 +63,9 @@ def candidates(cell: Cell, recipe: LowBit) -> list[Chosen] | str:
             if isinstance(providers.get(name)().support(format, device), Support)
             and cell.engine.name in providers.get(name).engines
         }
+        serving = [name for name in names if cell.engine.name in providers.get(name).engines]
+        if not near and len(serving) == 1:  # an engine with a library of its own
+            near = {name: reasons[name] for name in serving}
         why = "; ".join(f"{name}: {reason}" for name, reason in near.items())
         return f"no provider has precision={format} on {device} with engine={cell.engine.name}" + (why and f". {why}")
     real = [item for item in found if item.support.kernels == REAL]
