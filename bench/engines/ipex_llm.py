@@ -25,6 +25,7 @@ from .eager import Eager
 APIS = ("auto", "from_pretrained", "optimize_model")
 LAST_LM_HEAD = "IPEX_LLM_LAST_LM_HEAD"
 """Unless it is 0, prompts of more than 10 tokens get the logits of their last position only: wrong for accuracy."""
+GIVEN = os.environ.get(LAST_LM_HEAD)
 
 
 @engines("ipex_llm")
@@ -107,8 +108,10 @@ class IpexLlmEngine(Eager):
             model, weights = precision.load(cell, place)
         else:
             model, weights = self._plain(cell, place)
-        if self.speculative and not hasattr(model, "draft_model"):
-            _speculate(model, self._draft(cell, place))
+        if self.speculative:
+            if not hasattr(model, "draft_model"):
+                _speculate(model, self._draft(cell, place))
+            vars(model)["draft_model"] = model._modules.pop("draft_model")  # its weights are not the model's
         _with_cache(model)
         return Loaded(
             handle=model,
@@ -184,15 +187,16 @@ class IpexLlmEngine(Eager):
 
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """All logits for accuracy, those of the last position for latency unless the user says otherwise."""
-        asked = dict((*cell.stack_env, *cell.env)).get(LAST_LM_HEAD)
         for module in loaded.handle.modules():
             if hasattr(module, "optimize_lm_head"):
                 known = module.__dict__.setdefault("_bench_optimize_lm_head", module.optimize_lm_head)
                 module.optimize_lm_head = known and not isinstance(cell.workload, Evaluate)
         if isinstance(cell.workload, Evaluate):
             os.environ[LAST_LM_HEAD] = "0"  # what that amounts to, for the record
-        elif asked is None:
+        elif GIVEN is None:
             os.environ.pop(LAST_LM_HEAD, None)
+        else:
+            os.environ[LAST_LM_HEAD] = GIVEN
 
     def generate(
         self, loaded: Loaded, inputs: Any, work: Generate, on_step: Callable[[], None], check_finite: bool = False
