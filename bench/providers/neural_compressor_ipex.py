@@ -9,8 +9,9 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError
+from ..errors import LoadError, Unsupported
 from .base import Provider, Support, providers
+from .layers import linears
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,12 @@ class NeuralCompressorIpex(Provider):
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """What its `AutoModelForCausalLM.from_pretrained(quantization_config=RtnConfig(...))` does to a loaded model."""
+        rows = [layer.in_features for _, _, layer in linears(model, recipe)]
+        if device.type == "cpu" and any(row <= recipe.group_size for row in rows):
+            raise Unsupported(
+                f"IPEX cannot pack rows of {min(rows)} weights in groups of {recipe.group_size}: "
+                f"a smaller precision.group_size, or -1 for one group"
+            )
         with _no_exit():
             import intel_extension_for_pytorch  # noqa: F401  # before neural-compressor, which looks for it
             from neural_compressor.transformers import RtnConfig
