@@ -153,7 +153,9 @@ def _only_one(stack: Stack) -> Iterator[None]:
         stacks_folder().mkdir(parents=True, exist_ok=True)
         handle = os.open(stacks_folder() / f".{stack.name}.lock", os.O_CREAT | os.O_RDWR, 0o644)
     except OSError as error:
-        raise ConfigError(f"cannot write {stacks_folder()}: {error.strerror}; BENCH_STACKS=DIR chooses another") from error
+        raise ConfigError(
+            f"cannot write {stacks_folder()}: {error.strerror}; BENCH_STACKS=DIR chooses another"
+        ) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -267,5 +269,3 @@ def _version(python: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-

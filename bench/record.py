@@ -61,6 +61,8 @@ class Weights:
     """Bytes of all weights as they are stored, scales and embedding included. Unknown is NaN."""
     reloaded: bool = False
     """Whether they come from an earlier run's `quantized/`."""
+    warnings: tuple[str, ...] = ()
+    """What a reader should know of how they were converted."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,13 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     fields = dict(data)
     fields["warnings"] = tuple(data["warnings"])
     stored = data.get("weights") or {}  # absent before 0.1 knew low-bit formats
-    fields["weights"] = Weights(**_known(Weights, {**stored, "packed_bytes": _number(stored.get("packed_bytes"))}))
+    fields["weights"] = Weights(
+        **{
+            **_known(Weights, stored),
+            "packed_bytes": _number(stored.get("packed_bytes")),
+            "warnings": tuple(stored.get("warnings", ())),
+        }
+    )
     if data["kind"] == Evaluation.kind:
         fields["scores"] = tuple(
             Score(item["name"], _number(item["value"]), _number(item["stderr"]), item["n"]) for item in data["scores"]

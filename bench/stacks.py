@@ -166,4 +166,6 @@ def check(stack: Stack, python: str, kind: str) -> dict[str, str]:
 
 def clean_environment() -> dict[str, str]:
     """The environment without what would bring another environment's packages in."""
-    return {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    return {
+        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    }

@@ -186,7 +186,7 @@ class _Worker:
             seed=cell.seed,
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=environment,
-            warnings=(*loaded.warnings, *warnings, *suspicions(samples, self.device)),
+            warnings=(*loaded.warnings, *loaded.weights.warnings, *warnings, *suspicions(samples, self.device)),
             total_memory_bytes=samples.total_memory_bytes,
             weights=loaded.weights,
         )
@@ -224,7 +224,7 @@ class _Worker:
             seed=cell.seed,
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=fingerprint.collect(self.device, loaded.revision),  # lm-eval is among the adapters now
-            warnings=(*loaded.warnings, *result.warnings),
+            warnings=(*loaded.warnings, *loaded.weights.warnings, *result.warnings),
             weights=loaded.weights,
         )
 

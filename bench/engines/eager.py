@@ -59,7 +59,6 @@ class Eager(Engine):
             handle=model,
             cost=cost.of(cell.model, model, DTYPE_BYTES[precision.dtype]),
             revision=build.revision_of(model) or "",
-            warnings=precision.remarks(cell, model),
             weights=weights,
         )
 

@@ -88,7 +88,6 @@ class Ipex(Eager):
         model, weights = precision.load(cell, torch.device(device.torch_type), **kwargs)
         counted = cost.of(cell.model, model, DTYPE_BYTES[precision.dtype])
         revision = build.revision_of(model) or ""
-        remarks = precision.remarks(cell, model)
         if model.config.architectures is None:  # which IPEX asks for
             model.config.architectures = [type(model).__name__]
         packed = isinstance(precision, LowBit)
@@ -102,7 +101,7 @@ class Ipex(Eager):
             model = ipex.llm.optimize(model.eval(), dtype=dtype, inplace=True, deployment_mode=self.deployment_mode)
         if not any(type(module).__module__.startswith("intel_extension_for_pytorch") for module in model.modules()):
             raise Unsupported(f"ipex.llm.optimize left {type(model).__name__} as it is: engine=eager")
-        return Loaded(build.ready(model), counted, revision, remarks, weights)
+        return Loaded(build.ready(model), counted, revision, weights=weights)
 
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """What lm-eval calls is `forward`, which needs autocast as `generate` does."""

@@ -18,6 +18,7 @@ from ..errors import ConfigError, LoadError, NonFinite, Unsupported, did_you_mea
 from ..precisions.base import DTYPE_BYTES, precision_of
 from ..precisions.lowbit import LowBit
 from ..providers.ipex_llm import IpexLlm, low_bit
+from ..providers.layers import left_out
 from ..record import Weights
 from .base import Loaded, engines
 from .eager import Eager
@@ -117,7 +118,6 @@ class IpexLlmEngine(Eager):
             handle=model,
             cost=cost.of(cell.model, model, DTYPE_BYTES[precision.dtype]),
             revision=build.revision_of(model) or "",
-            warnings=precision.remarks(cell, model),
             weights=weights,
         )
 
@@ -152,13 +152,16 @@ class IpexLlmEngine(Eager):
         except Exception as error:
             raise build.explain(error, cell.model) from error
         model = build.ready(model.to(place))
-        low = isinstance(precision, LowBit)
+        stored = cost.stored(model)
+        if not isinstance(precision, LowBit):
+            return model, Weights(packed_bytes=stored)
         return model, Weights(
             provider="ipex_llm",
             version=IpexLlm().version(),
-            kernels="real" if low else "",
-            packed_bytes=cost.stored(model),
+            kernels="real",
+            packed_bytes=stored,
             reloaded=saved is not None,
+            warnings=left_out(model, precision, "ipex_llm", IpexLlm(), place),
         )
 
     def _plain(self, cell: Cell, place: Any) -> tuple[Any, Weights]:

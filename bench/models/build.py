@@ -65,6 +65,13 @@ def revision_of(model: PreTrainedModel) -> str | None:
     return getattr(model.config, "_commit_hash", None)
 
 
+def cached_commit(model: Model) -> str | None:
+    """The commit that a hub model stands for as far as this machine knows; None when it is not in the cache."""
+    if model.weights == "random" or model.source != "hub" or model.id is None:
+        return None
+    return _commit(model.id, model.revision, None)
+
+
 def origin(model: Model) -> tuple[str, dict[str, Any]]:
     """Where configuration, weights and tokenizer come from: a folder or hub id, and the arguments that go with it.
 

@@ -47,10 +47,6 @@ class Precision:
         model = self.apply(model)
         return model, Weights(packed_bytes=cost.stored(model))
 
-    def remarks(self, cell: Cell, model: Any) -> tuple[str, ...]:
-        """What a reader should know of the model that `load` gave, each with a next step."""
-        return ()
-
     def apply(self, model: torch.nn.Module) -> torch.nn.Module:
         """Convert a model that was loaded in `dtype`; the default leaves it as it is."""
         return model

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError, did_you_mean
 from ..providers.base import providers
-from ..providers.choose import choose, refusal
+from ..providers.choose import Chosen, choose, refusal
 from ..record import Weights
 from .base import Precision, precisions
 
@@ -33,11 +35,12 @@ class LowBit(Precision):
     """Whether zero is a level in the middle; None leaves it to the provider."""
     algorithm: ClassVar[str] = "rtn"
     calibration: ClassVar[str | None] = None
+    steps: ClassVar[int] = 0
 
     provider: str = "auto"
     """Library that converts and whose kernels run; auto is the best that is installed for the device."""
     group_size: int = 64
-    """Weights of a row that share a scale; -1 is the whole row."""
+    """Weights of a row that share a scale, fewer in layers whose columns are no multiple of it; -1 is the whole row."""
     compute_dtype: str = "bf16"
     """Activations, KV cache and what is not converted: bf16, fp16 or fp32."""
     scale_dtype: str = "auto"
@@ -64,6 +67,8 @@ class LowBit(Precision):
                 raise ConfigError(did_you_mean(f"precision.{name}", str(value), values))
         if self.group_size != -1 and (self.group_size < 8 or self.group_size & (self.group_size - 1)):
             raise ConfigError(f"precision.group_size={self.group_size}: a power of two of at least 8 is needed, or -1")
+        if self.algorithm == "autoround" and self.steps < 1:
+            raise ConfigError(f"precision.steps={self.steps}: at least 1 is needed")
         if self.algorithm != "rtn" and self.calibration is None:
             raise ConfigError(
                 f"precision.algorithm={self.algorithm} needs text to learn from: precision.calibration=FILE, "
@@ -86,6 +91,10 @@ class LowBit(Precision):
         """That of `compute_dtype`."""
         return COMPUTE[self.compute_dtype]
 
+    def group(self, columns: int) -> int:
+        """Weights that share a scale in a layer of so many columns."""
+        return columns if self.group_size == -1 else math.gcd(columns, self.group_size)
+
     def skipped(self, name: str) -> bool:
         """Whether the linear layer of this name stays as it is."""
         return any(name == part or name.endswith(f".{part}") for part in self.skip.split())
@@ -94,28 +103,61 @@ class LowBit(Precision):
         """Why no provider does this, in one line; the fake device plays everything."""
         return None if cell.device.name == "fake" else refusal(cell, self)
 
-    def remarks(self, cell: Cell, model: Any) -> tuple[str, ...]:
-        """Those of the provider."""
-        return choose(cell, self).provider.remarks(model, self)
-
     def load(self, cell: Cell, device: torch.device, **kwargs: Any) -> tuple[Any, Weights]:
         """Load, or build, in `dtype` and convert; or take what an earlier run saved."""
-        import torch
-
         from ..models import build, cost
+        from ..models.host_embedding import keep_on_host
 
         chosen = choose(cell, self)
-        provider = chosen.provider
-        place = provider.place(device)
-        model = build.load(cell.model, getattr(torch, self.dtype), place, cell.seed, **kwargs)
-        model = build.ready(provider.quantise(model, cell, self, device))
+        model, reloaded, warnings = self._converted(cell, chosen, device, kwargs)
+        model = build.ready(model)
+        if self.cpu_embedding and device.type != "cpu":
+            keep_on_host(model)
         weights = Weights(
             provider=chosen.name,
-            version=provider.version(),
+            version=chosen.provider.version(),
             kernels=chosen.support.kernels,
             packed_bytes=cost.stored(model),
+            reloaded=reloaded,
+            warnings=warnings,
         )
         return model, weights
+
+    def _converted(
+        self, cell: Cell, chosen: Chosen, device: torch.device, kwargs: dict[str, Any]
+    ) -> tuple[Any, bool, tuple[str, ...]]:
+        """The model, whether it was there already, and warnings."""
+        import torch
+
+        from ..models import build
+        from ..providers import layers
+        from ..providers.store import store
+
+        provider, dtype = chosen.provider, getattr(torch, self.dtype)
+        place = (chosen.name + provider.variant(cell), provider.version(), device.type)
+        if self.save:
+            saved = store(cell, *place, build.cached_commit(cell.model))
+            if saved.exists():
+                manifest = saved.check()
+
+                def skeleton() -> Any:
+                    empty = build.skeleton(cell.model, dtype, device, **kwargs)
+                    build.tables(empty)
+                    return empty
+
+                model = provider.load(skeleton, saved.folder, self, device)
+                model.config._commit_hash = manifest["revision"]
+                return model, True, tuple(manifest["warnings"])
+        model = build.load(cell.model, dtype, provider.place(device), cell.seed, **kwargs)
+        warnings = layers.left_out(model, self, chosen.name, provider, device)
+        commit = build.revision_of(model)
+        model = provider.quantise(model, cell, self, device)
+        if self.save:
+            saved = store(cell, *place, commit)
+            failed = saved.write(partial(provider.save, model), warnings=warnings, revision=commit)
+            if failed:
+                warnings += (f"the converted weights could not be saved: {failed}",)
+        return model, False, warnings
 
 
 @dataclass(frozen=True)
@@ -126,6 +168,8 @@ class Integer(LowBit):
     """rtn rounds to nearest; gptq, awq and autoround learn from `calibration`."""
     calibration: str | None = field(default=None, metadata={"file": True})  # type: ignore[misc]
     """Local text: a .jsonl file with rows of {"text": ...}, or plain text."""
+    steps: int = 200  # type: ignore[misc]
+    """Training steps of autoround for each block of the model."""
 
 
 @precisions("woq_int4")

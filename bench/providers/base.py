@@ -70,6 +70,10 @@ class Provider:
         """Version of the library, with the other libraries that decide the numbers."""
         return metadata.version(self.library) if self.library else ""
 
+    def variant(self, cell: Cell) -> str:
+        """What else decides the saved weights, such as the engine that they are for."""
+        return ""
+
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """The model, converted, on `device`; it came in `recipe.dtype` on `self.place(device)` and may be used up.
 
@@ -77,9 +81,9 @@ class Provider:
         """
         raise NotImplementedError
 
-    def remarks(self, model: Any, recipe: LowBit) -> tuple[str, ...]:
-        """What a reader should know of a model that it converted, such as layers that it could not convert."""
-        return ()
+    def fits(self, layer: torch.nn.Linear, recipe: LowBit, device: torch.device) -> bool:
+        """Whether its kernels take a layer of this size; others stay as they are, and the record says how many."""
+        return True
 
     def place(self, device: torch.device) -> torch.device:
         """Where it wants the floating-point model."""

@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import Unsupported
 from .base import Provider, Support, providers
-from .layers import linears
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +64,14 @@ class IpexLlm(Provider):
 
         return torch.device("cpu")
 
+    def fits(self, layer: torch.nn.Linear, recipe: LowBit, device: torch.device) -> bool:
+        """Rows of whole blocks. It passes over others without a word."""
+        return layer.in_features % BLOCK == 0
+
+    def variant(self, cell: Cell) -> str:
+        """engine=ipex_llm merges layers before it converts them."""
+        return "+optimize" if cell.engine.name == "ipex_llm" else ""
+
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """`optimize_model`; engine=ipex_llm has the attention and the rest replaced, too."""
         import torch
@@ -80,18 +86,8 @@ class IpexLlm(Provider):
             cpu_embedding=recipe.cpu_embedding,
             torch_dtype=getattr(torch, recipe.dtype),
         )
-        if not any(type(module).__name__ == "LowBitLinear" for module in model.modules()):
-            raise Unsupported(f"ipex-llm converts no layer of this model: none has rows that are a multiple of {BLOCK}")
         model._bigdl_config["optimize_llm"] = whole  # written by save_low_bit
         return model.to(device)
-
-    def remarks(self, model: Any, recipe: LowBit) -> tuple[str, ...]:
-        """The layers that it passes over without a word."""
-        left = [layer.in_features for _, _, layer in linears(model, recipe)]
-        if not left:
-            return ()
-        return (f"{len(left)} linear layers stay in floats: ipex-llm converts rows of a multiple of {BLOCK} weights, "
-                f"they have {', '.join(map(str, sorted(set(left))))}",)  # fmt: skip
 
     def save(self, model: Any, folder: Path) -> None:
         """`save_low_bit`, in one file."""

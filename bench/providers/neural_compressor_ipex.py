@@ -9,9 +9,8 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
-from ..errors import LoadError, Unsupported
+from ..errors import LoadError
 from .base import Provider, Support, providers
-from .layers import linears
 
 if TYPE_CHECKING:
     import torch
@@ -53,6 +52,10 @@ class NeuralCompressorIpex(Provider):
         """With that of IPEX, whose kernels they are."""
         return f"{metadata.version(self.library)}+ipex{metadata.version('intel-extension-for-pytorch')}"
 
+    def fits(self, layer: torch.nn.Linear, recipe: LowBit, device: torch.device) -> bool:
+        """On CPU, IPEX packs several groups in a row, or all of it as one with -1."""
+        return device.type != "cpu" or recipe.group_size < layer.in_features
+
     def place(self, device: torch.device) -> torch.device:
         """It converts on the host."""
         import torch
@@ -61,12 +64,11 @@ class NeuralCompressorIpex(Provider):
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """What its `AutoModelForCausalLM.from_pretrained(quantization_config=RtnConfig(...))` does to a loaded model."""
-        rows = [layer.in_features for _, _, layer in linears(model, recipe)]
-        if device.type == "cpu" and any(row <= recipe.group_size for row in rows):
-            raise Unsupported(
-                f"IPEX cannot pack rows of {min(rows)} weights in groups of {recipe.group_size}: "
-                f"a smaller precision.group_size, or -1 for one group"
-            )
+        left = [
+            prefix
+            for prefix, layer in model.named_modules()
+            if _is_linear(layer) and not self.fits(layer, recipe, device)
+        ]
         with _no_exit():
             import intel_extension_for_pytorch  # noqa: F401  # before neural-compressor, which looks for it
             from neural_compressor.transformers import RtnConfig
@@ -80,8 +82,9 @@ class NeuralCompressorIpex(Provider):
                 group_size=recipe.group_size,
                 sym=recipe.symmetric is not False,
                 use_layer_wise=False,
-                modules_to_not_convert=recipe.skip.split(),
+                quant_lm_head="lm_head" not in recipe.skip.split(),
             )
+            config.modules_to_not_convert = [*recipe.skip.split(), *left]
             if device.type == "xpu":
                 config.update(device="xpu")
                 config.post_init_xpu()
@@ -95,8 +98,14 @@ class NeuralCompressorIpex(Provider):
         return _counted(model.to(device))
 
     def save(self, model: Any, folder: Path) -> None:
-        """Its `save_pretrained`: a checkpoint like those of GPTQ."""
+        """Its `save_pretrained`: a checkpoint like those of GPTQ. On CPU it unpacks the model, which is packed again."""
+        from neural_compressor.transformers.quantization.utils import replace_linear
+
         model.save_pretrained(str(folder))
+        if model.device.type == "cpu":
+            _counted(
+                replace_linear(model, quantization_config=model.quantization_config, device="cpu", empty_weights=True)
+            )
 
     def load(self, skeleton: Callable[[], Any], folder: Path, recipe: LowBit, device: torch.device) -> Any:
         """Its `from_pretrained`, which calls exit(0) when the folder does not suit it."""
@@ -120,6 +129,12 @@ def _no_exit() -> Iterator[None]:
             f"neural-compressor called exit({error.code}), which it does when a saved model does not suit it: "
             f"its reason is in the log"
         ) from error
+
+
+def _is_linear(module: Any) -> bool:
+    import torch
+
+    return type(module) is torch.nn.Linear
 
 
 def _scales(recipe: LowBit, device: torch.device) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import EMULATED, Provider, Support, providers
+from .integers import nearest
 from .layers import linears, read_state, write_state
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ class Rounding(Provider):
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """Round every weight in place."""
-        for _, _, layer in linears(model, recipe):
-            layer.weight.data.copy_(rounded(layer.weight.data, recipe.format, recipe.group_size, recipe.symmetric))
+        for _, _, layer in linears(model, recipe, self, device):
+            group = recipe.group(layer.in_features)
+            layer.weight.data.copy_(rounded(layer.weight.data, recipe.format, group, recipe.symmetric))
         return model
 
     def save(self, model: Any, folder: Path) -> None:
@@ -59,43 +61,25 @@ class Rounding(Provider):
         return read_state(skeleton(), folder, device)
 
 
-def rounded(weight: torch.Tensor, format: str, group_size: int, symmetric: bool | None = None) -> torch.Tensor:
-    """The values that a format has for a weight [rows, columns], scaled by groups of columns; in fp32.
+def rounded(weight: torch.Tensor, format: str, group: int, symmetric: bool | None = None) -> torch.Tensor:
+    """The values that a format has for a weight [rows, columns], with a scale for `group` columns each; in fp32.
 
-    A last group that is shorter has a scale of its own. Mixed formats take the better of two for the whole layer.
+    Mixed formats take the better of two for the whole layer.
     """
     import torch
 
     if format in MIXED:
-        tried = [rounded(weight, name, group_size, symmetric) for name in MIXED[format]]
+        tried = [rounded(weight, name, group, symmetric) for name in MIXED[format]]
         return min(tried, key=lambda item: float((item - weight.float()).square().sum()))
-    columns = weight.shape[1]
-    size = columns if group_size == -1 else min(group_size, columns)
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % size))
-    groups = padded.view(weight.shape[0], -1, size)
+    groups = weight.float().view(weight.shape[0], -1, group)
     if format in INTEGERS:
-        found = _integers(groups, INTEGERS[format], symmetric is not False)
-    elif format == "fp8":
+        return nearest(weight, INTEGERS[format], group, symmetric is not False).values()
+    if format == "fp8":
         scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 448.0
         found = (groups / scale).to(torch.float8_e4m3fn).float() * scale
     else:
         found = _levels(groups, format)
-    values: torch.Tensor = found.view(padded.shape)[:, :columns]
-    return values
-
-
-def _integers(groups: torch.Tensor, bits: int, symmetric: bool) -> torch.Tensor:
-    found: torch.Tensor
-    if symmetric:
-        top = 2 ** (bits - 1) - 1
-        scale = groups.abs().amax(-1, keepdim=True).clamp_min(1e-12) / top
-        found = (groups / scale).round().clamp(-top - 1, top) * scale
-        return found
-    low = groups.amin(-1, keepdim=True).clamp_max(0.0)
-    scale = (groups.amax(-1, keepdim=True).clamp_min(0.0) - low).clamp_min(1e-12) / (2**bits - 1)
-    zero = (-low / scale).round()
-    found = ((groups / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
-    return found
+    return found.view(weight.shape)
 
 
 def _levels(groups: torch.Tensor, format: str) -> torch.Tensor:
