@@ -16,7 +16,7 @@ import transformers
 from transformers import LogitsProcessor, StoppingCriteria
 
 ASKED_EVERY_TIME = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 39)
-"""Whether criteria are asked after the last token, too, and answer for each sequence. Before, one yes ended the asking."""
+"""Whether criteria are asked after the last token, too, and answer for each sequence and not for all."""
 
 
 class _StepHook(StoppingCriteria):  # type: ignore[misc]  # transformers has no types

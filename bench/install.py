@@ -35,8 +35,8 @@ interrupted, the same command goes on. --force starts anew, --device chooses the
   BENCH_STACK_PYTHON=PATH  make it with this interpreter
   BENCH_STACK_INDEX=URL    a further package index, such as Intel's for XPU builds
 
-Where pip has been told where to find packages (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX), pip installs; elsewhere uv,
-which knows the index of each build of torch.
+Where pip has been told where to find packages (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_NO_INDEX), pip installs; elsewhere
+uv, which knows the index of each build of torch.
 """
 
 Say = Callable[[str], None]

@@ -42,8 +42,8 @@ def tcmalloc() -> str | None:
     """Its path: in the conda environment, or where the linker looks."""
     conda = os.environ.get("CONDA_PREFIX")
     for name in ("libtcmalloc.so", "libtcmalloc.so.4"):
-        if conda and (path := Path(conda) / "lib" / name).is_file():
-            return str(path)
+        if conda and (candidate := Path(conda) / "lib" / name).is_file():
+            return str(candidate)
     found = ""
     for program in ("ldconfig", "/sbin/ldconfig"):  # the latter for users whose PATH leaves sbin out
         with contextlib.suppress(OSError, subprocess.TimeoutExpired):

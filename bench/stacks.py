@@ -1,4 +1,4 @@
-"""Stacks: interpreters with pins of their own, one YAML each in configs/stack. What there is, where, and whether it works.
+"""Stacks: interpreters with pins of their own, one YAML each in configs/stack. Where they are, and whether they work.
 
 The planning side: standard library and PyYAML only. `install.py` makes the environments.
 """
@@ -94,7 +94,7 @@ class Stack:
         return hashlib.sha256(what.encode()).hexdigest()[:12]
 
     def interpreter(self) -> str | None:
-        """The interpreter to start workers with, None for the one that runs now. Raises ConfigError when not created."""
+        """The worker's interpreter, None for the one that runs now. Raises ConfigError when not created."""
         if self.python is not None or self.name == CURRENT:
             return self.python
         state = self.state()

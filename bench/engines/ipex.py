@@ -25,12 +25,12 @@ COMPUTE_ENGINES = ("auto", "recommend", "basic", "onednn", "onemkl", "xetla")
 @engines("ipex")
 @dataclass(frozen=True)
 class Ipex(Eager):
-    """IPEX' fused layers and attention, on CPU (bf16, fp32) and Intel GPUs (fp16); woq_int4 through neural-compressor."""
+    """IPEX' fused layers and attention, on CPU and Intel GPUs; INT4 through neural-compressor."""
 
     deployment_mode: bool = False
     """Trace the model, as IPEX does by default. Accuracy needs it untraced."""
     cache: str = "auto"
-    """KV cache of `generate`: static on Intel GPUs, as in Intel's examples, and IPEX' own elsewhere; or dynamic, static."""
+    """KV cache of `generate`: dynamic, static, or auto, which is static on Intel GPUs, as in Intel's examples."""
     compute_engine: str = "auto"
     """Kernels of low-bit layers on Intel GPUs: recommend, basic, onednn, onemkl, xetla (IPEX_COMPUTE_ENG)."""
     tcmalloc: str = "auto"

@@ -59,7 +59,7 @@ def module_argv(python: str | None, module: str, *arguments: str) -> tuple[str, 
 
 
 def variables(cell: Cell) -> dict[str, str]:
-    """What the cell adds to the worker's environment: what its engine needs and nobody has set, its stack's, its own."""
+    """Variables of the worker: what its engine needs and nobody has set, its stack's, its own."""
     from ..engines.base import engines
 
     engine = engines.get(cell.engine.name)(**cell.engine.kwargs)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NAMES = {"woq_int4": "sym_int4", "int8": "sym_int8"}
 """What ipex-llm calls a format where it has another name."""
 BLOCK = 64
-"""Weights that share a scale: ipex-llm's constant for integers. It leaves layers with rows that are no multiple of it."""
+"""Weights that share a scale: ipex-llm's constant for integers."""
 ON_CPU = ("sym_int4", "asym_int4", "sym_int5", "asym_int5", "sym_int8")
 REFUSED_ON_CPU = ("nf4", "fp4", "fp8")
 """Formats that it refuses itself, in the first call."""

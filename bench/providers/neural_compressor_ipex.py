@@ -63,7 +63,7 @@ class NeuralCompressorIpex(Provider):
         return torch.device("cpu")
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
-        """What its `AutoModelForCausalLM.from_pretrained(quantization_config=RtnConfig(...))` does to a loaded model."""
+        """What its `from_pretrained(quantization_config=RtnConfig(...))` does to a loaded model."""
         left = [
             prefix
             for prefix, layer in model.named_modules()
@@ -98,25 +98,26 @@ class NeuralCompressorIpex(Provider):
         return _counted(model.to(device))
 
     def save(self, model: Any, folder: Path) -> None:
-        """Its `save_pretrained`: a checkpoint like those of GPTQ. On CPU it unpacks the model, which is packed again."""
-        from neural_compressor.transformers.quantization.utils import replace_linear
-
+        """Its `save_pretrained`, a checkpoint like those of GPTQ, which on CPU leaves unpacked layers in the model."""
         model.save_pretrained(str(folder))
         if model.device.type == "cpu":
-            _counted(
-                replace_linear(model, quantization_config=model.quantization_config, device="cpu", empty_weights=True)
-            )
+            for name, layer in _read(folder, model.dtype, model.device).named_modules():
+                if hasattr(layer, "_op_context"):
+                    model.set_submodule(name, layer)
 
     def load(self, skeleton: Callable[[], Any], folder: Path, recipe: LowBit, device: torch.device) -> Any:
         """Its `from_pretrained`, which calls exit(0) when the folder does not suit it."""
-        with _no_exit():
-            import intel_extension_for_pytorch  # noqa: F401
-            import torch
-            from neural_compressor.transformers import AutoModelForCausalLM
+        import torch
 
-            dtype = getattr(torch, recipe.dtype)
-            model = AutoModelForCausalLM.from_pretrained(str(folder), device_map=device.type, torch_dtype=dtype)
-        return _counted(model)
+        return _read(folder, getattr(torch, recipe.dtype), device)
+
+
+def _read(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    with _no_exit():
+        import intel_extension_for_pytorch  # noqa: F401
+        from neural_compressor.transformers import AutoModelForCausalLM
+
+        return _counted(AutoModelForCausalLM.from_pretrained(str(folder), device_map=device.type, torch_dtype=dtype))
 
 
 @contextmanager
