@@ -24,7 +24,7 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
         architecture = json.loads(loaded.config.to_json_string(use_diff=False))
         model = dataclasses.replace(model, architecture=json.dumps(architecture))
     if model.parameters is None:
-        model = dataclasses.replace(model, parameters=sum(item.numel() for item in loaded.parameters()))
+        model = dataclasses.replace(model, parameters=_parameters(loaded))
     weight_bytes = stored(loaded)
     table = loaded.get_input_embeddings().weight
     head = loaded.get_output_embeddings()
@@ -41,6 +41,19 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
         head_parameters=float(shape.vocab_size * shape.hidden_size),
         attention_width=float(shape.num_layers * shape.num_heads * shape.head_dim),
     )
+
+
+def _parameters(model: Any) -> int:
+    """Parameters, each once, of packed layers as many as there were before."""
+    seen: dict[int, int] = {}
+    for module in model.modules():
+        for name, tensor in module.named_parameters(recurse=False):
+            seen[id(tensor)] = tensor.numel()
+            if name == "weight" and hasattr(module, "in_features"):
+                seen[id(tensor)] = module.in_features * module.out_features
+        if hasattr(module, "in_features") and "weight" not in module._parameters:
+            seen[id(module)] = module.in_features * module.out_features
+    return sum(seen.values())
 
 
 def stored(model: Any) -> float:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .base import EMULATED, Provider, Support, providers
+from .integers import coded
 from .layers import linears, read_state, write_state
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ INT4 = {
 }
 FORMATS: dict[str, dict[str, Support]] = {
     "woq_int4": INT4,
+    "sym_int4": {device: INT4[device] for device in ("cpu", "cuda")},
     "asym_int4": INT4,
     "sym_int5": dict.fromkeys(("cpu", "cuda"), Support(EMULATED, rank=60)),
     "asym_int5": dict.fromkeys(("cpu", "cuda"), Support(EMULATED, rank=60)),
@@ -33,7 +35,7 @@ FORMATS: dict[str, dict[str, Support]] = {
 
 @providers("torchao")
 class TorchAO(Provider):
-    """int4 with zero points in the layout that the device's kernel reads; int8 and fp8 with a scale for each row."""
+    """int4 in the layout that the device's kernel reads; int8 and fp8 with a scale for each row."""
 
     library = "torchao"
     modules = ("torchao",)
@@ -41,8 +43,6 @@ class TorchAO(Provider):
 
     def support(self, format: str, device: str) -> Support | str:
         """Integers of 5 bits are stored in 8, so those do not count as real."""
-        if format == "sym_int4":
-            return "its int4 has zero points: precision=asym_int4, or woq_int4"
         if format not in FORMATS:
             return f"it has no {format}"
         return FORMATS[format].get(device, f"it has no {format} on {device}")
@@ -54,8 +54,8 @@ class TorchAO(Provider):
         if recipe.scale_dtype not in ("auto", recipe.compute_dtype):
             return "its scales have the compute_dtype: set precision.scale_dtype=auto"
         if recipe.bits == 4:
-            if recipe.symmetric:
-                return "its int4 has zero points: set precision.symmetric=false"
+            if recipe.symmetric and cell.device.name == "xpu":
+                return "its int4 on xpu has zero points: set precision.symmetric=false"
             sizes = (32, 64, 128) if cell.device.name == "cpu" else (32, 64, 128, 256)
             return None if recipe.group_size in sizes else f"its int4 has groups of {', '.join(map(str, sizes))}"
         if recipe.bits == 5:
@@ -64,10 +64,15 @@ class TorchAO(Provider):
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """Layer by layer, in place."""
+        import torch
         from torchao.quantization import quantize_
 
         for _, _, layer in linears(model, recipe, self, device):
-            quantize_(layer, _config(recipe, recipe.group(layer.in_features), device.type))
+            group = recipe.group(layer.in_features)
+            if recipe.bits == 4 and recipe.symmetric:
+                layer.weight = torch.nn.Parameter(_symmetric(layer.weight.data, group), requires_grad=False)
+            else:
+                quantize_(layer, _config(recipe, group, device.type))
         return model
 
     def fits(self, layer: torch.nn.Linear, recipe: LowBit, device: torch.device) -> bool:
@@ -109,3 +114,30 @@ def _config(recipe: LowBit, group: int, device: str) -> Any:
         return PrototypeInt4WeightOnlyConfig(group, set_inductor_config=False)
     packing = {"cuda": "tile_packed_to_4d", "xpu": "plain_int32"}[device]
     return ao.Int4WeightOnlyConfig(group, int4_packing_format=packing, set_inductor_config=False)
+
+
+def _symmetric(weight: torch.Tensor, group: int) -> Any:
+    """Integers around zero in the layout of torchao's int4, which has a float of its own for the middle of a group."""
+    import torch
+    from torchao.quantization.utils import pack_tinygemm_scales_and_zeros
+
+    rows, columns = weight.shape
+    groups = weight.float().view(rows, -1, group)
+    scale = (groups.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 7).to(weight.dtype)
+    codes = coded(groups, scale.float(), torch.zeros_like(groups[..., :1]), 4).codes.flatten(1).int() + 8
+    scale = scale.squeeze(-1)
+    if weight.device.type == "cpu":
+        from torchao.prototype.quantization.int4.int4_opaque_tensor import Int4OpaqueTensor
+
+        packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(codes, 1)
+        both = pack_tinygemm_scales_and_zeros(scale, torch.zeros_like(scale), scale.dtype)
+        return Int4OpaqueTensor(packed, both, [1, group], weight.shape)
+    from torchao.quantization.quantize_.workflows.int4.int4_tile_packed_to_4d_tensor import Int4TilePackedTo4dTensor
+
+    # The kernel reads tiles of 8 rows and 1024 columns.
+    more = (0, -columns % 1024, 0, -rows % 8)
+    codes = torch.nn.functional.pad(codes, more, value=8)
+    scale = torch.nn.functional.pad(scale, (0, more[1] // group, 0, more[3]))
+    packed = torch.ops.aten._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
+    both = pack_tinygemm_scales_and_zeros(scale, torch.zeros_like(scale), scale.dtype)
+    return Int4TilePackedTo4dTensor(packed, both, [1, group], weight.shape)
