@@ -240,6 +240,10 @@ def _model(node: Mapping[str, Any], weights: str | None) -> Model:
     return model
 
 
+_OFTEN_SET = {"revision": None, "trust_remote_code": False}
+"""Keys of a model without a YAML that overrides such as model.trust_remote_code=true need to find."""
+
+
 def local_model(folder: str) -> dict[str, Any]:
     """The `model` node of a local folder. Raises ConfigError when it holds no model."""
     path = Path(folder).expanduser().resolve()
@@ -251,12 +255,12 @@ def local_model(folder: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ConfigError(f"model={folder}: config.json is not JSON: {error}") from None
-    return {"name": path.name, "source": "path", "path": str(path), "architecture": architecture}
+    return {"name": path.name, "source": "path", "path": str(path), "architecture": architecture, **_OFTEN_SET}
 
 
 def hub_model(model_id: str) -> dict[str, Any]:
     """The `model` node of a hub id that has no YAML: its shape is known after loading only."""
-    return {"name": model_id.rpartition("/")[2].lower(), "id": model_id, "source": "hub"}
+    return {"name": model_id.rpartition("/")[2].lower(), "id": model_id, "source": "hub", **_OFTEN_SET}
 
 
 def _choice(axis: str, node: Mapping[str, Any]) -> Choice:

@@ -135,7 +135,8 @@ def create(stack: Stack, kind: str, force: bool = False) -> None:
         with console.status("", spinner="dots") as status:
             step = _Steps(stack, console, lambda text: status.update(Text(text))).run
             environment, install = _environment(stack)
-            step("environment", environment)
+            if not (stack.folder / "bin" / "pip").exists():  # the last thing that is put into a new one
+                step("environment", environment)
             python = str(executable(stack.folder))
             for name, argv in install(kind):
                 step(name, argv)
@@ -190,18 +191,19 @@ class _Steps:
             except OSError as error:
                 raise ConfigError(f"stack={self.stack.name}: cannot start {argv[0]}: {error.strerror}") from error
             assert process.stdout is not None
-            try:
-                for line in process.stdout:
-                    log.write(line)
-                    line = line.strip()
-                    if line.lower().startswith(("error", "fatal", "×")) or "No space left" in line:
-                        last = line
-                    if re.match(r"(Collecting|Downloading|Building|Installing|Prepared|Resolved| \+)", line):
-                        self.show(f"{name}: {line[:100]}")
-            finally:
-                if process.poll() is None:
+            with process.stdout:
+                try:
+                    for line in map(str.strip, process.stdout):
+                        log.write(line + "\n")
+                        if line.lower().startswith(("error", "fatal", "×")) or "No space left" in line:
+                            last = line
+                        if re.match(r"(Collecting|Downloading|Building|Installing|Prepared|Resolved|\+)", line):
+                            self.show(f"{name}: {line[:100]}")
+                except BaseException:  # Ctrl-C
                     process.terminate()
-                process.wait()
+                    raise
+                finally:
+                    process.wait()
         if process.returncode:
             why = last or f"exit status {process.returncode}"
             raise ConfigError(

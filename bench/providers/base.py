@@ -47,6 +47,8 @@ class Provider:
     """What has to be importable."""
     extra: ClassVar[str] = ""
     """Optional dependency of bench that installs it; blank when only a stack has it."""
+    stack: ClassVar[str] = ""
+    """The stack that has it, then."""
     engines: ClassVar[tuple[str, ...]] = ("eager", "static", "compiled")
     """Engines that run what it converts."""
 
@@ -63,7 +65,7 @@ class Provider:
         absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
         if not absent:
             return None
-        how = f"pip install 'bench[{self.extra}]'" if self.extra else "bench stack list says which stack has it"
+        how = f"pip install 'bench[{self.extra}]'" if self.extra else f"stack={self.stack} has it"
         return f"{' and '.join(absent)} cannot be imported in the worker's interpreter: {how}"
 
     def version(self) -> str:

@@ -33,6 +33,7 @@ class IpexLlm(Provider):
 
     library = "ipex-llm"
     modules = ("ipex_llm",)
+    stack = "ipex-llm-2.2"
     engines = ("eager", "ipex_llm")
 
     def support(self, format: str, device: str) -> Support | str:

@@ -27,6 +27,7 @@ class NeuralCompressorIpex(Provider):
 
     library = "neural-compressor-pt"
     modules = ("neural_compressor", "intel_extension_for_pytorch")
+    stack = "ipex-2.8"
     engines = ("eager", "ipex")
 
     def support(self, format: str, device: str) -> Support | str:
