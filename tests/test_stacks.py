@@ -276,10 +276,10 @@ def test_tcmalloc_is_preloaded_and_recorded(bench: Bench, monkeypatch: pytest.Mo
     [
         (
             "engine=ipex_llm precision=fp6",
-            "ipex-llm has fp6 on Intel GPUs only: on CPU its conversion aborts the proce",
+            "ipex-llm has fp6 on Intel GPUs only: on CPU its kernels abort the proce",
         ),
-        ("engine=ipex_llm precision=mixed_fp4", "on CPU its conversion aborts the process"),
-        ("precision=mixed_fp8 precision.provider=ipex_llm", "on CPU its conversion aborts the process"),
+        ("engine=ipex_llm precision=mixed_fp4", "on CPU its kernels abort the process"),
+        ("precision=mixed_fp8 precision.provider=ipex_llm", "on CPU its kernels abort the process"),
         ("engine=ipex_llm precision=nf4", "ipex-llm has nf4 on Intel GPUs only"),
         ("engine=ipex_llm precision=fp8", "ipex-llm has fp8 on Intel GPUs only"),
         ("engine=ipex_llm precision=fp16", "ipex-llm has fp16 on Intel GPUs only: precision=bf16"),

@@ -18,7 +18,7 @@ from ..errors import ConfigError, LoadError, NonFinite, Unsupported, did_you_mea
 from ..precisions.base import DTYPE_BYTES, precision_of
 from ..precisions.lowbit import LowBit
 from ..providers.ipex_llm import IpexLlm, low_bit
-from ..providers.layers import left_out
+from ..providers.layers import asked
 from ..record import Weights
 from .base import Loaded, engines
 from .eager import Eager
@@ -161,7 +161,7 @@ class IpexLlmEngine(Eager):
             kernels="real",
             packed_bytes=stored,
             reloaded=saved is not None,
-            warnings=left_out(model, precision, "ipex_llm", IpexLlm(), place),
+            warnings=_left_out(model, precision),
         )
 
     def _plain(self, cell: Cell, place: Any) -> tuple[Any, Weights]:
@@ -264,6 +264,17 @@ class _Pieces:
 
 def _in_fp32(cell: Cell) -> bool:
     return cell.precision.kwargs.get("compute_dtype") == "fp32"
+
+
+def _left_out(model: Any, recipe: LowBit) -> tuple[str, ...]:
+    """What `layers.left_out` says before a conversion, of a model that has been converted while it was loaded."""
+    left = [f"{layer.out_features} x {layer.in_features}" for _, _, layer in asked(model, recipe)]
+    packed = sum(type(module).__name__ == "LowBitLinear" for module in model.modules())
+    shapes = ", ".join(sorted(set(left))[:3])
+    if not packed:
+        raise Unsupported(f"provider=ipex_llm cannot pack a linear layer of this model: {shapes}")
+    whole = f"{len(left)} of {len(left) + packed} linear layers"
+    return (f"{whole} stay in {recipe.compute_dtype}: ipex_llm cannot pack {shapes}",) if left else ()
 
 
 def _saved_format(source: str) -> str | None:

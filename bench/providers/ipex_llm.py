@@ -23,7 +23,7 @@ ON_CPU = ("sym_int4", "asym_int4", "sym_int5", "asym_int5", "sym_int8")
 REFUSED_ON_CPU = ("nf4", "fp4", "fp8")
 """Formats that it refuses itself, in the first call."""
 ABORT_ON_CPU = ("fp6", "mixed_fp4", "mixed_fp8")
-"""Formats whose conversion ends the process: GGML_ASSERT in ggml.c."""
+"""Formats whose first call ends the process: GGML_ASSERT in ggml.c."""
 RANK = {"sym_int4": 30, "asym_int4": 30, "sym_int5": 20, "asym_int5": 20, "sym_int8": 30}
 
 
@@ -44,7 +44,7 @@ class IpexLlm(Provider):
         if device != "cpu":
             return f"it has no kernels for {device}"
         if name in ABORT_ON_CPU:
-            return f"ipex-llm has {format} on Intel GPUs only: on CPU its conversion aborts the process"
+            return f"ipex-llm has {format} on Intel GPUs only: on CPU its kernels abort the process"
         if name in REFUSED_ON_CPU:
             return f"ipex-llm has {format} on Intel GPUs only"
         return Support(rank=RANK[name]) if name in ON_CPU else f"it has no {format}"
