@@ -1,4 +1,4 @@
-"""Evaluate one task with lm-eval on a model that is loaded already. Worker side, and the only file that knows lm-eval.
+"""Evaluate a task with lm-eval on a model that is loaded already. Worker side; with `tasks.py` all that knows lm-eval.
 
 Documents, prompts, targets and metrics are the task's own. The answers are computed by `Answers`, lm-eval's interface
 to transformers with a faster path for tasks like LAMBADA. lm-eval is imported inside functions.
@@ -12,44 +12,25 @@ import inspect
 import json
 import logging
 import math
-import os
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from . import passages
+from . import tasks
 from .cell import Cell, Evaluate
-from .errors import CellError, LoadError, NonFinite, Unsupported
+from .errors import CellError, NonFinite, Unsupported, first_line
 from .measure import Stopwatch
 from .record import Score
 
-if TYPE_CHECKING:
-    from lm_eval.api.task import Task
-
 log = logging.getLogger(__name__)
-
-EMBEDDED = "passages"
-LAMBADA = {
-    "output_type": "loglikelihood",
-    "test_split": "test",
-    "doc_to_text": "{{text.split(' ')[:-1]|join(' ')}}",
-    "doc_to_target": "{{' '+text.split(' ')[-1]}}",
-    "metric_list": [
-        {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},
-        {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
-    ],
-    "metadata": {"version": 1.0},
-}
-"""What the embedded task asks and counts: the same as lm-eval's LAMBADA."""
 
 
 @dataclass(frozen=True)
 class Result:
     """What evaluating a task gives; the fields are those of `record.Evaluation`."""
 
+    task: str
     scores: tuple[Score, ...]
     n: int
     seconds: float
@@ -61,6 +42,8 @@ class Result:
     documents: list[dict[str, Any]]
     """One per document, in their order: what the file `samples` holds."""
     warnings: tuple[str, ...]
+    parts: tuple[Result, ...] = ()
+    """Of a group or tag: each of its tasks, and of the groups in it."""
 
 
 def unsupported(cell: Cell) -> str | None:
@@ -92,163 +75,98 @@ def evaluate(cell: Cell, model: Any, on_phase: Callable[[str], None]) -> Result:
         raise Unsupported(f"accuracy needs lm-eval in the worker's interpreter: {error}") from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tokenizer, warnings = _tokenizer(cell)
-    task = _task(work)
-    if work.num_fewshot is not None:
-        task.set_config(key="num_fewshot", value=work.num_fewshot)
-    elif task.config.num_fewshot is None:
-        task.set_config(key="num_fewshot", value=0)
-    task.set_fewshot_seed(seed=cell.seed)
-    _compile(task)
+    asked = tasks.read(work, cell.seed, on_phase)
     answers = _answers(model, tokenizer, work.batch_size, on_phase)
     on_phase("evaluating")
     watch = Stopwatch()
     found = lm_eval.evaluate(
         answers,
-        {"tasks": {work.task: task}},
+        {"tasks": asked.tasks, "groups": asked.groups, "group_map": asked.group_map},
         limit=work.limit,
         bootstrap_iters=0,  # standard errors are computed here: lm-eval draws 100,000 samples, in processes of its own
         log_samples=True,
     )
     seconds = watch.seconds()
-    documents = found["samples"][work.task]
     if answers.truncated:
         warnings.append(
             f"{answers.truncated} passages were longer than the model's {answers.max_length} positions: "
             f"their beginning was cut off"
         )
+    samples: dict[str, list[dict[str, Any]]] = found["samples"]
+    documents = [document for name in asked.tasks for document in samples[name]]
     numbers = [answer for document in documents for answer in _numbers(document["filtered_resps"])]
     if not all(map(math.isfinite, numbers)):
         bad = sum(not math.isfinite(number) for number in numbers)
         raise NonFinite(f"{bad} log-likelihoods are not finite: try another precision, or check the weights")
-    scores = _scores(found["results"][work.task], documents)
-    ids = {document["doc_id"] for document in documents}
-    return Result(
-        scores=scores,
-        n=len(ids),
-        seconds=seconds,
-        task_version=str(found["versions"].get(work.task, "")),
-        num_fewshot=int(found["n-shot"].get(work.task, 0)),
-        data=_source(work, task),
-        data_sha256=_checksum(documents),
-        dataset_revision=_revision(task),
-        documents=[_plain(document) for document in documents],
-        warnings=tuple(warnings),
-    )
+    seen = _Seen(work, asked, found, seconds / max(1, _count(asked.tasks, samples)), tuple(warnings))
+    if list(asked.tasks) == [work.task]:
+        return seen.task(work.task)
+    parts = [seen.several(name, asked.members(name)) for name in asked.groups if name != work.task]
+    parts += [seen.task(name) for name in asked.tasks]
+    return seen.several(work.task, list(asked.tasks), tuple(parts))
 
 
-# -- what is asked -----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class _Seen:
+    """What lm-eval returned, taken apart by task and group."""
+
+    work: Evaluate
+    asked: tasks.Asked
+    found: Mapping[str, Any]
+    each_s: float
+    """Seconds per document: tasks are answered together."""
+    warnings: tuple[str, ...]
+
+    def task(self, name: str) -> Result:
+        """One task."""
+        documents = self.found["samples"][name]
+        scores = _scores(self.found["results"][name], documents)
+        return self._result(name, [name], scores, [_plain(document) for document in documents])
+
+    def several(self, name: str, members: list[str], parts: tuple[Result, ...] = ()) -> Result:
+        """A group: lm-eval's figures over all its tasks. A tag, or a group without: those over all documents."""
+        documents = [{**item, "task": member} for member in members for item in self.found["samples"][member]]
+        own = self.found["results"].get(name, {})
+        singles = [_scores(self.found["results"][member], self.found["samples"][member]) for member in members]
+        scores = _scores(own, documents, singles) or _pooled(singles, documents)
+        return self._result(name, members, scores, [_plain(document) for document in documents], parts)
+
+    def _result(
+        self,
+        name: str,
+        members: list[str],
+        scores: tuple[Score, ...],
+        documents: list[dict[str, Any]],
+        parts: tuple[Result, ...] = (),
+    ) -> Result:
+        asked = [self.asked.tasks[member] for member in members]
+        n = _count(members, self.found["samples"])
+        version = self.found["versions"].get(name, "")
+        return Result(
+            task=name,
+            scores=scores,
+            n=n,
+            seconds=self.each_s * n,
+            task_version=str("" if version in (None, "N/A") else version),
+            num_fewshot=max(int(self.found["n-shot"].get(member, 0)) for member in members),
+            data=_joined(tasks.source(self.work, task) for task in asked),
+            data_sha256=_checksum(documents),
+            dataset_revision=_joined(tasks.revision(task) for task in asked),
+            documents=documents,
+            warnings=self.warnings,
+            parts=parts,
+        )
 
 
-def _task(work: Evaluate) -> Task:
-    """The task, with its documents read."""
-    from lm_eval.api.task import ConfigurableTask
-    from lm_eval.tasks import TaskManager
-
-    if work.task == EMBEDDED:
-        rows = [{"text": text} for text in passages.held_out(min(work.limit or passages.COUNT, passages.COUNT))]
-        return ConfigurableTask(config={"task": EMBEDDED, "dataset_path": "json", **LAMBADA, **_own_data(rows, "test")})
-    folder = _folder(work.task)
-    manager = TaskManager(include_path=str(folder), include_defaults=False) if folder else TaskManager()
-    if work.task not in manager.all_subtasks:
-        near = [name for name in manager.all_subtasks if work.task in name][:5]
-        hint = f": one of {', '.join(near)}?" if near else ""
-        raise Unsupported(f"lm-eval has no task {work.task}{hint or ': `lm_eval ls tasks` lists all of them'}")
-    spec: str | dict[str, Any] = work.task
-    away = ""
-    if work.data is not None:
-        rows = _rows(Path(work.data))
-        # Inside a group, settings are laid over those of the task's file; by themselves they would replace them.
-        spec = {"group": "bench", "task": [{"task": work.task, **_own_data(rows, "test")}]}
-    else:
-        away = _hub_or_cache()
-    try:
-        found: Task = manager.load([spec])["tasks"][work.task]
-    except Exception as error:
-        if work.data is not None:
-            raise LoadError(f"{Path(work.data).name} does not suit {work.task}: {_line(error)}") from error
-        why = f"are not in the local cache and {away}" if away else f"cannot be had: {_line(error)}"
-        raise LoadError(f"the documents of {work.task} {why}; accuracy.data=FILE.jsonl reads a local file") from error
-    return found
+def _count(names: Iterable[str], samples: Mapping[str, list[dict[str, Any]]]) -> int:
+    """Documents of several tasks; one that several filters scored counts once."""
+    return sum(len({document["doc_id"] for document in samples[name]}) for name in names)
 
 
-def _compile(task: Task) -> None:
-    """Compile the templates of prompt and target once; lm-eval does it four times per document, 2 ms in all."""
-    from lm_eval.utils import env
-
-    def renderer(template: str) -> Callable[[dict[str, Any]], str]:
-        compiled = env.from_string(template)
-        return lambda document: str(compiled.render(**document))
-
-    for key in ("doc_to_text", "doc_to_target"):
-        template = getattr(task.config, key)
-        if task.OUTPUT_TYPE == "loglikelihood" and isinstance(template, str) and "{{" in template:
-            task.set_config(key=key, value=renderer(template))
-
-
-def _own_data(rows: list[dict[str, Any]], split: str) -> dict[str, Any]:
-    """Settings of a task that put rows in the place of its data set, in memory."""
-    import datasets
-
-    table = datasets.Dataset.from_list(rows)
-    return {
-        "custom_dataset": lambda **_: {split: table},
-        "test_split": split,
-        "validation_split": None,
-        "training_split": None,
-        "fewshot_split": split,
-    }
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise LoadError(f"{path.name} cannot be read: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise LoadError(f"{path.name}:{number} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise LoadError(f'{path.name}:{number}: an object per line is needed, such as {{"text": "..."}}')
-        rows.append(row)
-    if not rows:
-        raise LoadError(f"{path.name} has no documents")
-    return rows
-
-
-def _folder(task: str) -> Path | None:
-    """The folder of lm-eval's that defines a task, found by reading its files: the full index takes lm-eval 9 s."""
-    spec = importlib.util.find_spec("lm_eval")
-    assert spec is not None and spec.origin is not None
-    root = Path(spec.origin).parent / "tasks"
-    defines = re.compile(rf"^task: *['\"]?{re.escape(task)}['\"]? *$", re.MULTILINE)
-    for path in (*root.glob(f"*/{task}.yaml"), *sorted(root.rglob("*.yaml"))):
-        if defines.search(path.read_text(encoding="utf-8", errors="replace")):
-            return path.parent
-    return None
-
-
-def _hub_or_cache() -> str:
-    """Let the data sets library look into its cache only where the hub does not answer: it would try for minutes.
-
-    Returns why the hub is out of reach; blank when it is not.
-    """
-    from .models.build import hub_answers, offline
-
-    if hub_answers():
-        return ""
-    why = "HF_HUB_OFFLINE is set" if offline() else "the hub does not answer"
-    import datasets
-    import huggingface_hub.constants
-
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    datasets.config.HF_HUB_OFFLINE = True
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
-    return why
+def _joined(words: Iterable[str]) -> str:
+    """Different words, in their order; the first three of many."""
+    found = [word for word in dict.fromkeys(words) if word]
+    return " ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _tokenizer(cell: Cell) -> tuple[Any, list[str]]:
@@ -262,10 +180,7 @@ def _tokenizer(cell: Cell) -> tuple[Any, list[str]]:
         if cell.model.weights == "real":
             raise build.explain(error, cell.model) from error
         stand_in = build.tokenizer(Model("tiny-trained", source="package", path="models/tiny_trained"))
-        return stand_in, [f"the tokenizer of tiny-trained stands in for that of {cell.model.name}: {_line(error)}"]
-
-
-# -- who answers -------------------------------------------------------------------------------------------------------
+        return stand_in, [f"the tokenizer of tiny-trained stands in for that of {cell.model.name}: {first_line(error)}"]
 
 
 def _answers(model: Any, tokenizer: Any, batch_size: int, on_phase: Callable[[str], None]) -> Any:
@@ -309,7 +224,7 @@ def _answers(model: Any, tokenizer: Any, batch_size: int, on_phase: Callable[[st
             positions = self.max_length + 1
             self.truncated += sum(len(row) > positions for row in whole)
             lengths = [len(row) - len(head) for row, head in zip(whole, heads, strict=True)]
-            if len(set(contexts)) == len(contexts):
+            if len(set(contexts)) > len(contexts) / 2:  # a few of LAMBADA's documents are there twice
                 return self._score([row[-positions:] for row in whole], lengths)
             # Several choices for one context: lm-eval asks once for those that differ in their last token.
             ids = [(row[:-length], row[-length:]) for row, length in zip(whole, lengths, strict=True)]
@@ -364,27 +279,59 @@ def _answers(model: Any, tokenizer: Any, batch_size: int, on_phase: Callable[[st
 # -- what came out -----------------------------------------------------------------------------------------------------
 
 
-def _scores(results: dict[str, Any], documents: list[dict[str, Any]]) -> tuple[Score, ...]:
+def _scores(
+    results: dict[str, Any], documents: list[dict[str, Any]], members: Sequence[Sequence[Score]] = ()
+) -> tuple[Score, ...]:
     """lm-eval's figures, with standard errors from the documents where the figure is their mean or exp(-mean).
 
     The standard error of a mean is s / sqrt(n), with s the documents' standard deviation; that of exp(-mean) follows by
-    the delta method, exp(-mean) * s / sqrt(n).
+    the delta method, exp(-mean) * s / sqrt(n). That of a plain mean over the `members` of a group is theirs, added in
+    quadrature, over their number.
     """
     scores = []
     for key, value in results.items():
         name, _, filtered = key.partition(",")
         if not filtered or name.endswith("_stderr") or not isinstance(value, (int, float)):
             continue
-        each = [item[name] for item in documents if item["filter"] == filtered and name in item]
+        label = name if filtered == "none" else key
+        each = _each(documents, label)
         error = math.nan
-        if len(each) > 1 and all(isinstance(item, (int, float)) for item in each):
+        if each:
             mean, spread = fmean(each), stdev(each) / math.sqrt(len(each))
             if math.isclose(mean, value, rel_tol=1e-9, abs_tol=1e-12):
                 error = spread
-            elif mean < 0 and math.isclose(math.exp(min(-mean, 700.0)), value, rel_tol=1e-6):
+            elif mean < 0 and math.isclose(_perplexity(mean), value, rel_tol=1e-6):
                 error = value * spread
-        scores.append(Score(name if filtered == "none" else key, float(value), error, len(each)))
+        theirs = [score for scores_ in members for score in scores_ if score.name == label]
+        if math.isnan(error) and theirs and math.isclose(fmean(item.value for item in theirs), value, rel_tol=1e-9):
+            error = math.hypot(*(item.stderr for item in theirs)) / len(theirs)
+        scores.append(Score(label, float(value), error, len(each) or len(documents)))
     return tuple(scores)
+
+
+def _pooled(members: Sequence[Sequence[Score]], documents: list[dict[str, Any]]) -> tuple[Score, ...]:
+    """Means, and exp(-mean)s, over all documents: of each figure that is one of these in every task."""
+    pooled: dict[str, Any] = {}
+    for score in members[0]:
+        if all(any(item.name == score.name and item.stderr >= 0 for item in others) for others in members):
+            each = _each(documents, score.name)
+            name, _, filtered = score.name.partition(",")
+            if each:
+                mean = fmean(each)
+                pooled[f"{name},{filtered or 'none'}"] = _perplexity(mean) if score.name == "perplexity" else mean
+    return _scores(pooled, documents)
+
+
+def _each(documents: list[dict[str, Any]], label: str) -> list[float]:
+    """The documents' values of a figure; none unless they are two numbers or more."""
+    name, _, filtered = label.partition(",")
+    each = [item[name] for item in documents if item["filter"] == (filtered or "none") and name in item]
+    return each if len(each) > 1 and all(isinstance(item, (int, float)) for item in each) else []
+
+
+def _perplexity(mean: float) -> float:
+    """Of a mean log-likelihood; finite, however unlikely."""
+    return math.exp(min(-mean, 700.0))
 
 
 def _numbers(answer: Any) -> Iterable[float]:
@@ -406,23 +353,3 @@ def _plain(document: dict[str, Any]) -> dict[str, Any]:
 def _checksum(documents: list[dict[str, Any]]) -> str:
     """SHA-256 over the documents' hashes, in their order."""
     return hashlib.sha256("".join(str(item["doc_hash"]) for item in documents).encode()).hexdigest()
-
-
-def _source(work: Evaluate, task: Task) -> str:
-    if work.task == EMBEDDED:
-        return "built in"
-    return Path(work.data).name if work.data else str(task.config.dataset_path)
-
-
-def _revision(task: Task) -> str:
-    """What the hub calls the version of the data: in the URLs that the data set was downloaded from."""
-    try:
-        checksums = task.eval_docs.info.download_checksums or {}
-    except AttributeError:
-        return ""
-    revisions = {match[1] for url in checksums for match in [re.search(r"@([0-9a-f]{40})/", str(url))] if match}
-    return " ".join(sorted(revisions))
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -60,7 +60,7 @@ class Evaluate:
     """Answer the documents of an accuracy task; `batch_size` of them at once."""
 
     task: str
-    """Name of an lm-eval task, or `passages`, which is built in."""
+    """Name of an lm-eval task, group or tag, or `passages`, which is built in."""
     batch_size: int = 16
     limit: int | None = None
     """Documents, from the first; None is all of them."""
@@ -68,8 +68,12 @@ class Evaluate:
     """Worked examples before each document; None is what the task says."""
     data_sha256: str = ""
     """Checksum of the local file that the documents come from; blank when they come from where the task says."""
+    include_sha256: str = ""
+    """Checksum of the task files in `include`; blank without."""
     data: str | None = field(default=None, compare=False)
     """Path of that file. Two copies of one file are one cell."""
+    include: str | None = field(default=None, compare=False)
+    """Folder with task files in lm-eval's form, besides lm-eval's own."""
     allow_random: bool = field(default=False, compare=False)
     """Whether random weights may be asked, which tests speed and the instrument and nothing else."""
 

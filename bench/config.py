@@ -51,13 +51,15 @@ class AccuracyConfig:
     """Settings of `workload=accuracy`."""
 
     task: Any = "auto"
-    """Name of an lm-eval task, or a list; auto is `passages` for tiny-trained and lambada_standard for others."""
+    """Name of an lm-eval task, group or tag, or a list; auto is `passages` for tiny-trained, else lambada_standard."""
     limit: int | None = None
     """Documents, from the first."""
     num_fewshot: int | None = None
     batch_size: int = 16
     data: str | None = None
     """Local .jsonl file with the task's documents, instead of the hub's."""
+    include: str | None = None
+    """Folder with task files in lm-eval's form, besides lm-eval's own."""
     allow_random: bool = False
     """Evaluate random weights, too."""
 
@@ -190,6 +192,9 @@ def _evaluations(node: Any, model: Model) -> list[Workload]:
     limit, shots, data = node["limit"], node["num_fewshot"], node["data"]
     if data is not None and (len(tasks) > 1 or EMBEDDED in tasks):
         raise ConfigError("accuracy.data is the data of one lm-eval task: give one with accuracy.task=")
+    include = node["include"]
+    if include is not None and not Path(include).expanduser().is_dir():
+        raise ConfigError(f"accuracy.include={include} is no folder: give one with task files in lm-eval's form")
     return [
         Evaluate(
             task=(EMBEDDED if model.source == "package" else "lambada_standard") if task == "auto" else task,
@@ -198,6 +203,8 @@ def _evaluations(node: Any, model: Model) -> list[Workload]:
             num_fewshot=None if shots is None else _integer("accuracy.num_fewshot", shots, 0),
             data_sha256=_checksum("accuracy.data", data) if data else "",
             data=str(Path(data).expanduser().absolute()) if data else None,
+            include_sha256=_checksum_of_tasks(Path(include).expanduser()) if include is not None else "",
+            include=str(Path(include).expanduser().absolute()) if include is not None else None,
             allow_random=bool(node["allow_random"]),
         )
         for task in tasks
@@ -209,6 +216,19 @@ def _checksum(key: str, file: str) -> str:
         return hashlib.sha256(Path(file).expanduser().read_bytes()).hexdigest()
     except OSError as error:
         raise ConfigError(f"{key}={file} cannot be read: {error.strerror}") from error
+
+
+def _checksum_of_tasks(folder: Path) -> str:
+    """Of the task files in a folder: another prompt or metric is another cell."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix in (".yaml", ".py"))
+    if not files:
+        raise ConfigError(
+            f"accuracy.include={folder} has no .yaml file: give a folder with task files in lm-eval's form"
+        )
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path.relative_to(folder)}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _model(node: Mapping[str, Any], weights: str | None) -> Model:

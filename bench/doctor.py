@@ -8,19 +8,22 @@ from typing import Any
 
 from . import __version__, install
 from .cell import Cell, Choice, Generate
-from .engines.base import engines
+from .engines.base import Engine, engines
 from .errors import ConfigError
 from .hardware import probe
 from .launchers.base import Launcher, launchers
 from .models.spec import Model
 from .precisions.base import precisions
+from .precisions.lowbit import LowBit
+from .providers.base import EMULATED, Support, providers
 from .tensor_parallel import tensor_parallel
 from .units import gibibytes, significant
 
 USAGE = """\
 usage: bench doctor [--measure] [python=INTERPRETER]
 
-Say which devices, engines, precisions and launchers can be used here, with versions, or why not and what to install.
+Say which devices, engines, precisions, providers of low-bit weights and launchers can be used here, with versions, or
+why not and what to install.
 --measure repeats the bandwidth and FLOP/s probes that MBU and MFU refer to.
 """
 
@@ -70,13 +73,26 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
         yield ""
         yield title
         for name, cls in registry.items():
+            if issubclass(cls, LowBit):
+                yield _format(name, cls, usable, found["versions"])
+                continue
+            if issubclass(cls, Engine) and cls.library and cls.library not in found["versions"]:
+                yield _line(name, False, f"stack={cls.stack} has {cls.library}, which it needs: {_about(cls)}")
+                continue
             reasons = {kind: cls().unsupported(_cell(kind, axis, name)) for kind in usable}
             works = [kind for kind, reason in reasons.items() if reason is None]
             refusals = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items() if reason)
-            about = (cls.__doc__ or "").strip().splitlines()[0]
+            about = _about(cls)
             version = cls().about() if works and issubclass(cls, Launcher) else ""
             about = f"{version}. {about}" if version else about
             yield _line(name, bool(works), f"{', '.join(works) or refusals}: {about}")
+    yield ""
+    yield "providers of low-bit precisions"
+    for name, each in providers.items():
+        installed = _version(name, found["versions"])
+        how = f"pip install 'bench[{each.extra}]'" if each.extra else f"stack={each.stack}"
+        state = how if installed is None else installed or "built in"
+        yield _line(name, installed is not None, f"{state}: {_about(each)}", 22)
     yield ""
     yield "stacks"
     yield from install.lines()
@@ -90,8 +106,38 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
             )
 
 
-def _line(name: str, usable: bool, text: str) -> str:
-    return f"  {name:12} {'yes' if usable else 'no':3}  {text}"
+def _line(name: str, usable: bool, text: str, width: int = 12) -> str:
+    return f"  {name:{width}} {'yes' if usable else 'no':3}  {text}"
+
+
+def _about(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
+
+
+def _format(name: str, cls: type[LowBit], kinds: list[str], versions: dict[str, str]) -> str:
+    """Who has a low-bit format, by device, and who is not installed; `auto` prefers real kernels that it asks for."""
+    parts = []
+    works = False
+    for kind in kinds:
+        found: dict[str, list[str]] = {"": [], "emulated by ": [], "not installed: ": []}
+        wanted = False
+        for provider, each in providers.items():
+            support = each().support(name, kind)
+            if not isinstance(support, Support) or "eager" not in each.engines:
+                continue
+            absent, emulated = _version(provider, versions) is None, support.kernels == EMULATED
+            found["not installed: " if absent else "emulated by " if emulated else ""].append(provider)
+            wanted |= absent and not emulated
+        works |= bool(found[""] or (found["emulated by "] and not wanted))
+        told = "; ".join(title + ", ".join(names) for title, names in found.items() if names)
+        parts.append(f"{kind}: {told or 'nobody'}")
+    return _line(name, works, f"{'. '.join(parts)}: {_about(cls)}")
+
+
+def _version(provider: str, versions: dict[str, str]) -> str | None:
+    """Version of a provider's library in the worker's interpreter, blank for what is built in; None when absent."""
+    library = providers.get(provider).library
+    return versions.get(library) if library else ""
 
 
 def _cell(kind: str, axis: str, name: str) -> Cell:

@@ -72,3 +72,8 @@ def did_you_mean(what: str, word: str, known: Iterable[str]) -> str:
     if near:
         return f"unknown {what} '{word}'. Did you mean {' or '.join(near)}?"
     return f"unknown {what} '{word}'. Known: {', '.join(names)}"
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, as part of one line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -227,6 +227,12 @@ def compile_s(record: Record) -> float:
     return sum(max(0.0, item.e2e_s - steady) for item in record.warmups)
 
 
+@metric("count")
+def compiled_graphs(record: Record) -> float:
+    """Graphs that torch.compile made for this cell; 0 where it could use those of the cell before."""
+    return record.compiled_graphs
+
+
 @metric("duration", "s")
 def hook_s(record: Record) -> float:
     """Calibrated cost of one call of the step hook; part of each step, not subtracted."""
@@ -265,6 +271,16 @@ def decode_bytes(record: Record) -> float:
     return record.cost.weight_bytes + sequences * record.cost.kv_bytes_per_token * context
 
 
+def least_decode_bytes(record: Record) -> float:
+    """Bytes that no way of decoding can avoid per step: as `decode_bytes`, with the prompt's KV once for all its beams.
+
+    Weights + B * KV(S) + B * W * KV(N/2). Equal to `decode_bytes` without beams.
+    """
+    prompts = _axis(record, "batch_size") * _axis(record, "input_tokens")
+    own = _axis(record, "batch_size") * _axis(record, "num_beams") * _axis(record, "output_tokens") / 2
+    return record.cost.weight_bytes + (prompts + own) * record.cost.kv_bytes_per_token
+
+
 def prefill_flops(record: Record) -> float:
     """FLOPs of prefill: B * (2 * P * S + 2 * P_head + 4 * L * heads * head_dim * S^2 / 2), 1/2 for causal attention.
 
@@ -284,6 +300,18 @@ def _mbu(record: Record, bandwidth: float) -> float:
 
 def _mfu(record: Record, flops: float) -> float:
     return _ratio(prefill_flops(record), ttft_s(record) * _axis(record, "world_size") * flops)
+
+
+@metric("duration", "s")
+def tpot_floor_s(record: Record) -> float:
+    """Bandwidth floor of TPOT: `least_decode_bytes` / (devices * measured bandwidth). Roofline model."""
+    return _ratio(least_decode_bytes(record), _axis(record, "world_size") * record.peaks.bandwidth_measured)
+
+
+@metric("proportion")
+def tpot_over_floor(record: Record) -> float:
+    """TPOT / `tpot_floor_s`: 1.6 says that decoding takes 1.6 times as long as reading what it must read."""
+    return _ratio(tpot_s(record), tpot_floor_s(record))
 
 
 @metric("proportion", "", "higher")

@@ -61,7 +61,7 @@ class Progress:
             self.since = time.monotonic()
         if event.outcome:
             work = self.left.pop((event.cell.id, event.launch), 0.0)
-            if not isinstance(event.outcome, Failure):
+            if work and not isinstance(event.outcome, Failure):
                 self.done_work += work
                 self.busy_s += time.monotonic() - self.since
             self._line(event, event.outcome)

@@ -116,6 +116,8 @@ class Record:
     warnings: tuple[str, ...] = ()
     total_memory_bytes: float = math.nan
     """Sum over ranks of their peaks; NaN for one process."""
+    compiled_graphs: float = math.nan
+    """Graphs that torch.compile made while this cell was prepared and measured; NaN for engines that do not compile."""
     weights: Weights = Weights()
     schema: int = SCHEMA
 
@@ -175,6 +177,8 @@ class Evaluation:
     fingerprint: dict[str, Scalar]
     warnings: tuple[str, ...] = ()
     weights: Weights = Weights()
+    parts: tuple[str, ...] = ()
+    """Of a group or tag: `Cell.id` of each of its tasks, and of the groups in it, which have outcomes of their own."""
     schema: int = SCHEMA
 
     kind = "evaluation"
@@ -235,6 +239,7 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
         }
     )
     if data["kind"] == Evaluation.kind:
+        fields["parts"] = tuple(data.get("parts", ()))
         fields["scores"] = tuple(
             Score(item["name"], _number(item["value"]), _number(item["stderr"]), item["n"]) for item in data["scores"]
         )
@@ -251,7 +256,16 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
             )
             for item in data[name]
         )
-    for name in ("load_s", "hook_s", "peak_memory_bytes", "peak_reserved_bytes", "total_memory_bytes", "other_cores"):
+    unknown = (
+        "load_s",
+        "hook_s",
+        "peak_memory_bytes",
+        "peak_reserved_bytes",
+        "total_memory_bytes",
+        "other_cores",
+        "compiled_graphs",
+    )
+    for name in unknown:
         fields[name] = _number(data.get(name))
     fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
     figures = {key: _number(value) for key, value in data["peaks"].items() if key != "source"}

@@ -17,10 +17,11 @@ from .cell import Evaluate, Scalar
 from .errors import ConfigError
 from .folder import Folder
 from .plan import Plan, Planned
+from .precisions.base import precision_of
 from .record import Evaluation, Failure, Outcome, Record
 from .schema import AXES
 from .table import outcomes as read_outcomes
-from .units import gibibytes, milliseconds, percent, perplexity, significant
+from .units import gibibytes, milliseconds, percent, perplexity, significant, times
 
 USAGE = """\
 usage: bench report FOLDER...
@@ -37,6 +38,7 @@ FIGURES: Figures = (
     ("prefill_tokens_per_s", "prefill tok/s", significant),
     ("decode_tokens_per_s", "decode tok/s", significant),
     ("peak_memory_bytes", "peak memory", gibibytes),
+    ("tpot_over_floor", "× floor", times),
     ("mbu", "MBU", percent),
     ("mfu", "MFU", percent),
 )
@@ -299,9 +301,10 @@ def print_plan(plan: Plan) -> None:
     for number, job in enumerate(jobs, 1):
         first = by_id[job.cells[0].id]
         cell = first.cell
+        by = " or ".join(precision_of(cell).providers(cell)) if first.unsupported is None else ""
         lines.append(
             f"job {number}: {cell.model.name} ({cell.model.weights} weights, {gibibytes(first.weight_bytes)}) "
-            f"{cell.precision} {cell.engine} on {cell.device} ({gibibytes(first.device_bytes)})"
+            f"{cell.precision}{by and f' by {by}'} {cell.engine} on {cell.device} ({gibibytes(first.device_bytes)})"
             + (f" by {cell.launcher} x {cell.world_size}, tp {cell.tp}" if cell.launcher.name != "local" else "")
             + "".join(f" {name}={value}" for name, value in cell.env)
         )

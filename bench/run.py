@@ -10,7 +10,7 @@ from .config import Request
 from .folder import Folder
 from .plan import Plan, plan
 from .progress import Progress
-from .record import Failure, Outcome
+from .record import Evaluation, Failure, Outcome
 
 
 def run(requests: Sequence[Request], yaml: str) -> int:
@@ -45,6 +45,11 @@ def run(requests: Sequence[Request], yaml: str) -> int:
 
 
 def _asked(todo: Plan, outcomes: dict[tuple[str, int], Outcome]) -> list[Outcome]:
-    """The outcomes that this command asked for; the folder may hold more."""
-    keys = [(cell.id, launch) for cell in todo.cells for launch in range(1, todo.launches + 1)]
-    return [outcomes[key] for key in keys if key in outcomes]
+    """The outcomes that this command asked for, the tasks of a group after it; the folder may hold more."""
+    keys = []
+    for cell in todo.cells:
+        for launch in range(1, todo.launches + 1):
+            keys.append((cell.id, launch))
+            outcome = outcomes.get(keys[-1])
+            keys += [(part, launch) for part in outcome.parts] if isinstance(outcome, Evaluation) else []
+    return [outcomes[key] for key in dict.fromkeys(keys) if key in outcomes]

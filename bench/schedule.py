@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -244,6 +244,10 @@ class _Watch:
                 self.current = self.cells[line["cell"]]
                 self._allow(self.plan.timeout_s)
                 self.listen(Event("start", self.current, self.job.launch))
+            elif self.current and line["cell"] != self.current.id:
+                task = replace(self.current.workload, task=line["axes"]["task"])  # of the group that is evaluated
+                part = replace(self.current, workload=task)
+                self.listen(Event("outcome", part, self.job.launch, outcome=from_json(line)))
             else:
                 cell = self.cells[line["cell"]]
                 self.done.add(cell.id)

@@ -40,6 +40,11 @@ def percent(share: float) -> str:
     return f"{share * 100:.1f} %" if math.isfinite(share) else "-"
 
 
+def times(ratio: float) -> str:
+    """How many times as long, with 2 decimals."""
+    return f"{ratio:.2f}" if math.isfinite(ratio) else "-"
+
+
 def duration(seconds: float) -> str:
     """A span of time for a person who waits."""
     whole = round(seconds)

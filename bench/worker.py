@@ -20,7 +20,7 @@ import os
 import signal
 import sys
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -35,6 +35,7 @@ from .precisions.base import precision_of
 from .ranks import Ranks, merge
 from .record import Evaluation, Failure, Record
 from .roll import log_name
+from .turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +111,7 @@ class _Worker:
         first = task.cells[0]
         self.task = task
         self.ranks = ranks
+        self.turns = Turns.of(os.environ if ranks.rank == 0 else {})
         self.journal = Journal(task.journal) if ranks.rank == 0 else NoJournal()
         self.log = str(Path(task.log).with_name(log_name(ranks.rank))) if ranks.several else task.log
         self.device: Device = devices.get(first.device.name)(**first.device.kwargs)
@@ -162,9 +164,10 @@ class _Worker:
 
     def _measure(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Record:
         limits = peaks.peaks(self.device, precision_of(cell).dtype, environment, at_once=self.ranks.local_size)
+        graphs = self.engine.graphs()
         self.engine.begin(loaded, cell)
         inputs, warnings = self.engine.prompts(loaded, cell)
-        mine = measure(self.engine, loaded, self.device, inputs, cell, self._phase, self.ranks.barrier)
+        mine = measure(self.engine, loaded, self.device, inputs, cell, self._phase, self._together)
         samples = merge(self.ranks.gather(mine))
         return Record(
             cell=cell.id,
@@ -181,23 +184,47 @@ class _Worker:
             peak_reserved_bytes=samples.peak_reserved_bytes,
             other_cores=samples.other_cores,
             compiled=self.engine.compiles(cell),
+            compiled_graphs=self.engine.graphs() - graphs,
             cost=loaded.cost,
             peaks=limits,
             seed=cell.seed,
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=environment,
-            warnings=(*loaded.warnings, *loaded.weights.warnings, *warnings, *suspicions(samples, self.device)),
+            warnings=(
+                *loaded.warnings,
+                *loaded.weights.warnings,
+                *warnings,
+                *suspicions(samples, self.device),
+                *self._shared(),
+            ),  # fmt: skip
             total_memory_bytes=samples.total_memory_bytes,
             weights=loaded.weights,
         )
 
     def _evaluate(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Evaluation:
-        """Every rank answers all documents, in step; the first writes them down."""
+        """Every rank answers all documents, in step; the first writes them down.
+
+        The tasks of a group have outcomes of their own, in the journal before the group's.
+        """
         self.engine.begin(loaded, cell)
         self.engine.seed(cell.seed)
         self.device.reset_peak_memory()
+        self._together()
         result = accuracy.evaluate(cell, loaded.handle, self._phase)
         memory = self.ranks.gather(self.device.peak_memory())
+        work = cell.workload
+        assert isinstance(work, Evaluate)
+        parts = []
+        for part in result.parts:
+            its = replace(cell, workload=replace(work, task=part.task))
+            self.journal.outcome(self._evaluation(loaded, its, load_s, part, memory))
+            parts.append(its.id)
+        return replace(self._evaluation(loaded, cell, load_s, result, memory), parts=tuple(parts))
+
+    def _evaluation(
+        self, loaded: Loaded, cell: Cell, load_s: float, result: accuracy.Result, memory: list[tuple[float, float]]
+    ) -> Evaluation:
+        """The outcome of a task, whose documents it writes to their file."""
         samples = str(Path(self.task.log).with_name(f"samples_{cell.id}.jsonl"))
         if self.ranks.rank == 0:
             write_lines(self.task.journal.parent / samples, result.documents)
@@ -275,6 +302,14 @@ class _Worker:
             log.exception("the device does not answer; a new process goes on")
             return False
         return True
+
+    def _together(self) -> None:
+        """Return when it is this launch's turn and all its ranks are ready."""
+        self.turns.wait()
+        self.ranks.barrier()
+
+    def _shared(self) -> list[str]:
+        return ["another launch ran between the calls (bench ab --interleave calls)"] if self.turns.taken else []
 
     def _phase(self, name: str) -> None:
         self.journal.append({"kind": "phase", "phase": name}, sync=False)

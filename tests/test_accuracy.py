@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from bench import accuracy, passages
 from bench.cell import Cell, Choice, Evaluate, Generate
 from bench.errors import CellError, LoadError, NonFinite
 from bench.models.spec import Model
+from bench.tasks import LAMBADA
 from tests.conftest import ROOT, Bench, run_script
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
@@ -203,6 +205,25 @@ def test_the_full_files_give_what_lm_eval_gives(task: str, tmp_path: Path):
     assert found["perplexity"] == pytest.approx(theirs["results"]["local"]["perplexity,none"], rel=1e-4)
 
 
+def test_a_document_that_is_there_twice_slows_nothing_down(trained: Any, tmp_path: Path):
+    """LAMBADA has a few: the output layer still runs for the asked positions only."""
+    data = local_file(tmp_path, [*passages.held_out(20), passages.text(3)])
+    whole = trained.forward
+    kept = []
+
+    def forward(self: Any, input_ids: Any, logits_to_keep: int = 0, **kwargs: Any) -> Any:
+        kept.append((input_ids.shape[1], logits_to_keep))
+        return whole(input_ids, logits_to_keep=logits_to_keep, **kwargs)
+
+    trained.forward = types.MethodType(forward, trained)
+    result = accuracy.evaluate(cell("lambada_standard", data=str(data)), trained, quiet)
+    assert result.n == 21 and result.documents[3]["perplexity"] == pytest.approx(
+        result.documents[20]["perplexity"], abs=1e-5
+    )
+    batches = kept[2:]  # after the look at what the model does
+    assert len(batches) == 2 and all(0 < keep < length / 2 for length, keep in batches), kept
+
+
 def test_choices_of_one_context_and_few_shots(trained: Any, tmp_path: Path):
     """A multiple-choice task goes through lm-eval's own scoring; worked examples come from the local file, too."""
     path = tmp_path / "local.jsonl"
@@ -262,6 +283,8 @@ def test_mistakes_stop_before_anything_is_launched(bench: Bench):
         "accuracy.tsk=a": "unknown key in accuracy 'tsk'. Did you mean task?",
         "accuracy.task=[]": "accuracy.task is empty: give at least one task",
         "accuracy.task=../x": "accuracy.task=../x: the name of an lm-eval task is needed",
+        "accuracy.include=nowhere": "accuracy.include=nowhere is no folder",
+        "accuracy.include=.": "has no .yaml file",
     }.items():
         done = bench("plan", "workload=accuracy", argument, "device=fake")
         assert done.code == 2 and message in done.line.removeprefix("bench: "), done.stderr
@@ -279,8 +302,94 @@ def test_offline_and_unknown_tasks_are_failures_of_one_line(bench: Bench):
     )
     assert "accuracy.data=FILE.jsonl" in error
     assert (
-        found["lambada_opnai"][0] == "unsupported" and "lm-eval has no task lambada_opnai" in found["lambada_opnai"][1]
+        found["lambada_opnai"][0] == "unsupported"
+        and "lm-eval has no task lambada_opnai, nor a group or tag of that name. Did you mean lambada_openai"
+        in found["lambada_opnai"][1]
     )
+
+
+# -- groups and tags ---------------------------------------------------------------------------------------------------
+
+
+def own_tasks(folder: Path) -> Path:
+    """Task files in lm-eval's form: two tasks under a tag, a group of both inside another, and one without figures."""
+    folder.mkdir()
+    for name, seeds in {"one": range(30), "two": range(30, 100)}.items():
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps({"text": passages.text(seed)}) + "\n" for seed in seeds))
+        task = {"task": name, "tag": "both", "dataset_path": "json", "metadata": {"version": 3.0},
+                "dataset_kwargs": {"data_files": {"test": str(data)}}, **LAMBADA_WITHOUT_VERSION}  # fmt: skip
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(task))
+    groups = {
+        "outer": {"task": ["inner"], "aggregate_metric_list": [{"metric": "acc", "weight_by_size": True}]},
+        "inner": {"task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc", "weight_by_size": False}]},
+        "bare": {"task": ["one", "two"]},
+    }
+    for name, group in groups.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump({"group": name, **group}))
+    return folder
+
+
+LAMBADA_WITHOUT_VERSION = {key: value for key, value in LAMBADA.items() if key != "metadata"}
+
+
+def test_a_group_has_a_row_and_each_of_its_tasks_too(bench: Bench, tmp_path: Path):
+    folder = own_tasks(bench.cwd / "tasks")
+    done = bench(*RUN, f"accuracy.include={folder}", "accuracy.task=outer")
+    assert done.code == 0, done.stderr
+    found = {row["task"]: row for row in rows(bench.cwd / "out")}
+    assert {name: int(row["n"]) for name, row in found.items()} == {"outer": 100, "inner": 100, "one": 30, "two": 70}
+    acc = {name: float(row["acc"]) for name, row in found.items()}
+    assert acc["outer"] == pytest.approx(0.3 * acc["one"] + 0.7 * acc["two"]), "lm-eval's, weighted by size"
+    assert acc["inner"] == pytest.approx((acc["one"] + acc["two"]) / 2), "lm-eval's, unweighted"
+    errors = {name: float(row["acc_stderr"]) for name, row in found.items()}
+    assert errors["outer"] == pytest.approx(math.sqrt(acc["outer"] * (1 - acc["outer"]) / 99))
+    assert errors["inner"] == pytest.approx(math.hypot(errors["one"], errors["two"]) / 2)
+    assert found["outer"]["perplexity"] == "" and float(found["one"]["perplexity"]) > 1
+    assert len({row["samples"] for row in found.values()}) == 4 and found["one"]["task_version"] == "3.0"
+    assert [item["task"] for item in documents(bench.cwd / "out", found["outer"])] == ["one"] * 30 + ["two"] * 70
+    assert all(name in done.stdout for name in found), "the table on the screen has them all"
+    again = bench(*RUN, f"accuracy.include={folder}", "accuracy.task=outer")
+    assert "nothing to do" in again.stderr and all(name in again.stdout for name in found)
+    alone = bench(*RUN, f"accuracy.include={folder}", "accuracy.task=one")
+    assert "nothing to do" in alone.stderr, "measured with its group"
+    itself = bench("compare", "out", "out", "--acc-min-n", "10", "--acc-margin", "9pp", "--format", "json")
+    (comparison,) = json.loads(itself.stdout)["comparisons"]
+    paired = {item["key"]["task"]: item for item in comparison["results"] if item["metric"] == "acc"}
+    assert {item["verdict"] for item in paired.values()} == {"non-inferior"}, itself.stdout
+    assert {name: item["accuracy"]["n"] for name, item in paired.items()} == {
+        name: int(found[name]["n"]) for name in found
+    }
+    (folder / "one.yaml").write_text((folder / "one.yaml").read_text() + "num_fewshot: 1\n")
+    changed = bench("plan", *RUN[1:], f"accuracy.include={folder}", "accuracy.task=one")
+    assert changed.code == 0 and found["one"]["cell"] not in changed.stdout, "other task files, another cell"
+
+
+@pytest.mark.parametrize("name", ["both", "bare"])
+def test_a_tag_or_bare_group_counts_all_documents(name: str, trained: Any, tmp_path: Path):
+    folder = own_tasks(tmp_path / "tasks")
+    result = accuracy.evaluate(cell(name, include=str(folder)), trained, quiet)
+    one, two = (part for part in result.parts)
+    assert (one.task, two.task, result.n) == ("one", "two", 100)
+    together = {score.name: score for score in result.scores}
+    whole = accuracy.evaluate(cell(limit=100), trained, quiet)
+    for score in whole.scores:
+        assert together[score.name].value == pytest.approx(score.value), "the same passages in one task"
+        assert together[score.name].stderr == pytest.approx(score.stderr)
+
+
+@pytest.mark.parametrize("name", ["lambada", "arithmetic", "mmlu"])
+def test_names_of_lm_eval_itself_are_known(name: str, trained: Any, monkeypatch: pytest.MonkeyPatch):
+    """Two tags and a group: known, and only their documents are out of reach here."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(LoadError, match=f"the documents of {name} are not in the local cache"):
+        accuracy.evaluate(cell(name), trained, quiet)
+
+
+def test_data_is_of_one_task(trained: Any, tmp_path: Path):
+    data = local_file(tmp_path, passages.held_out(3))
+    with pytest.raises(LoadError, match="is the data of one task, and lambada stands for several"):
+        accuracy.evaluate(cell("lambada", data=str(data)), trained, quiet)
 
 
 # -- guards ------------------------------------------------------------------------------------------------------------
@@ -390,37 +499,55 @@ def test_two_ranks_answer_like_one(bench: Bench):
     assert float(second["total_memory_bytes"]) > float(second["peak_memory_bytes"])
 
 
-def four_bits(folder: Path) -> None:
-    """A copy of the shipped model whose linear layers are rounded to 4 bits, one scale per 32 weights."""
+def rounded(folder: Path, bits: int) -> None:
+    """A copy of the shipped model whose linear layers are rounded to some bits, one scale per 32 weights."""
+    top = 2 ** (bits - 1) - 1
     model = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
     with torch.no_grad():
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":
                 groups = module.weight.view(module.weight.shape[0], -1, 32)
-                scale = groups.abs().amax(-1, keepdim=True) / 7
-                module.weight.copy_(((groups / scale).round().clamp(-8, 7) * scale).view_as(module.weight))
+                scale = groups.abs().amax(-1, keepdim=True) / top
+                module.weight.copy_(((groups / scale).round() * scale).view_as(module.weight))
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(SHIPPED).save_pretrained(folder)
 
 
-def test_compare_pairs_the_documents(bench: Bench, tmp_path: Path):
+def test_compare_tells_precisions_apart(bench: Bench, tmp_path: Path):
+    """bf16 and 8 bits keep the answers and move the likelihoods, which is measured; 4 bits lose answers."""
     for precision in ("fp32", "bf16"):
         assert bench(*RUN[:4], f"precision={precision}", f"results={precision}").code == 0
-    same = bench("compare", "fp32", "bf16", "--ignore", "precision", "--format", "json")
-    found = accuracies(same.stdout)
-    assert found["acc"]["verdict"] == "non-inferior", same.stdout
-    assert found["acc"]["method"] == "paired by document, Tango score interval"
-    four_bits(tmp_path / "tiny-trained")
-    done = bench("run", f"model={tmp_path / 'tiny-trained'}", *RUN[2:-1], "accuracy.task=passages", "results=int4")
-    assert done.code == 0, done.stderr
-    worse = bench("compare", "fp32", "int4", "--format", "json")
-    verdict = accuracies(worse.stdout)["acc"]
+    for name, bits in {"int8": 8, "int4": 4}.items():
+        rounded(tmp_path / name / "tiny-trained", bits)
+        done = bench("run", f"model={tmp_path / name / 'tiny-trained'}", *RUN[2:-1], "accuracy.task=passages",
+                     f"results={name}")  # fmt: skip
+        assert done.code == 0, done.stderr
+    found = {
+        name: accuracies(bench("compare", "fp32", name, "--ignore", "precision", "--format", "json").stdout)
+        for name in ("fp32", "bf16", "int8", "int4")
+    }
+    verdicts = {name: metrics["acc"]["verdict"] for name, metrics in found.items()}
+    assert verdicts == dict.fromkeys(("fp32", "bf16", "int8"), "non-inferior") | {"int4": "accuracy-regressed"}
+    assert {item["acc"]["method"] for item in found.values()} == {"paired by document, Tango score interval"}
     base, cand = (float(rows(bench.cwd / name)[0]["acc"]) for name in ("fp32", "int4"))
     assert cand < base - 0.03, "4 bits are felt"
-    assert verdict["verdict"] == "accuracy-regressed"
-    flips = verdict["accuracy"]
-    assert flips["n"] == 2000 and flips["lost"] - flips["gained"] == round(2000 * (base - cand))
-    assert flips["documents"] and {"doc", "text", "target", "base", "cand"} <= flips["documents"][0].keys()
+    for name, metrics in found.items():
+        flips = metrics["acc"]["accuracy"]
+        assert flips["n"] == 2000
+        assert bool(flips["flips"]) == (name != "fp32") == bool(flips["documents"]), name
+    flips = found["int4"]["acc"]["accuracy"]
+    assert flips["lost"] - flips["gained"] == round(2000 * (base - cand))
+    assert {"doc", "text", "target", "base", "cand"} <= flips["documents"][0].keys()
+    changes = {name: metrics["perplexity"]["accuracy"]["loglikelihood"] for name, metrics in found.items()}
+    assert (changes["fp32"]["changed"], changes["fp32"]["p"]) == (0, 1.0)
+    assert changes["int8"]["changed"] == 2000 and changes["int8"]["p"] < 1e-3 and changes["int8"]["upper"] < 0
+    assert found["int8"]["perplexity"]["verdict"] == "non-inferior", "measured, and harmless"
+    assert changes["int4"]["p"] < 1e-100 and changes["int4"]["sd"] > 10 * changes["int8"]["sd"]
+    shown = bench("compare", "fp32", "int8", "--all").stdout
+    assert re.search(r"non-inferior: log-likelihood -0\.000\d\d \[-0\.\d+, -0\.\d+\] per document, p=\de-0\d", shown), (
+        shown
+    )
+    assert "non-inferior: 6 of 2000 documents flipped" in shown
 
 
 def accuracies(text: str) -> dict[str, dict[str, Any]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import math
 import os
 import random
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -16,6 +20,7 @@ from pathlib import Path
 from ..errors import ConfigError, ResultsError
 from .arguments import Parser
 from .guard import guarded
+from .together import Pipes, hand_out
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,12 @@ def _parser() -> Parser:
     p.add_argument("--blocks", type=int, default=5, metavar="K", help="launches of each build (5)")
     p.add_argument("--order", choices=("abba", "random"), default="abba")
     p.add_argument("--seed", type=int, default=0, help="of --order random")
+    p.add_argument(
+        "--interleave",
+        choices=("launches", "calls"),
+        default="launches",
+        help="calls: both launches of a block are alive at once and take turns, one call of generate each",
+    )
     p.add_argument("--out", default="results/ab", metavar="DIR", help="folder for everything (results/ab)")
     p.add_argument("--cool-down", type=float, default=0.0, metavar="S", help="pause before each launch, s")
     p.add_argument("--timeout", type=float, metavar="S", help="of one launch, s")
@@ -80,12 +91,9 @@ def _run(argv: list[str]) -> int:
         raise ResultsError(f"{out} already holds a session: choose another folder with --out")
     turns = schedule(args.blocks, args.order, args.seed)
     if not args.keep_first:
-        _launch(command(templates["a"], out / "discarded"), out / "discarded", out, args.cool_down, args.timeout)
-    for number, turn in enumerate(turns, 1):
-        folder = out / turn.side / f"{turn.block:03d}"
-        seconds = _launch(command(templates[turn.side], folder), folder, out, args.cool_down, args.timeout)
-        sys.stderr.write(f"{number}/{len(turns)} block {turn.block} {turn.side}: {seconds:.1f} s\n")
-    _collect(out, turns)
+        launch(command(templates["a"], out / "discarded"), out / "discarded", out, args.cool_down, args.timeout)
+    session(turns, templates, out, args.interleave == "calls", args.cool_down, args.timeout)
+    collect(out, turns)
     if args.no_compare:
         return 0
     from .cli import main as compare
@@ -104,7 +112,22 @@ def _templates(
     raise ConfigError("give --a CMD and --b CMD, or --a-python P and --b-python P with overrides of bench run")
 
 
-def _launch(words: list[str], folder: Path, out: Path, cool_down: float, timeout: float | None) -> float:
+def session(
+    turns: list[Turn], templates: dict[str, str], out: Path, at_once: bool, cool_down: float, timeout: float | None
+) -> None:
+    """Launch all turns, one after the other or a block at once; a line per launch on standard error."""
+    for _, block in itertools.groupby(turns, lambda turn: turn.block):
+        group = list(block)
+        folders = [out / turn.side / f"{turn.block:03d}" for turn in group]
+        words = [command(templates[turn.side], folder) for turn, folder in zip(group, folders, strict=True)]
+        if at_once:
+            together(words, folders, out, cool_down, timeout)
+        else:
+            for number, folder in enumerate(folders):
+                launch(words[number], folder, out, cool_down, timeout)
+
+
+def launch(words: list[str], folder: Path, out: Path, cool_down: float, timeout: float | None) -> None:
     """One process to its end; its output goes to the folder's log. A failed launch does not end the session."""
     time.sleep(cool_down)
     folder.mkdir(parents=True, exist_ok=True)
@@ -117,13 +140,61 @@ def _launch(words: list[str], folder: Path, out: Path, cool_down: float, timeout
             code = f"timeout after {timeout} s"
         except OSError as error:
             raise ConfigError(f"cannot start {words[0]}: {error.strerror}") from error
-    seconds = time.monotonic() - start
-    line = {"folder": str(folder), "command": words, "exit": code, "seconds": seconds, **state}
-    with (out / "session.jsonl").open("a") as session:
-        session.write(json.dumps(line) + "\n")
+    _ended(words, folder, out, code, time.monotonic() - start, state)
+
+
+def together(words: list[list[str]], folders: list[Path], out: Path, cool_down: float, timeout: float | None) -> None:
+    """A process for each command, all at once, that take turns: see `together.py`. `timeout` is of all of them."""
+    time.sleep(cool_down)
+    state = machine_state()
+    start = time.monotonic()
+    turns = [0] * len(words)
+    late = False
+    with contextlib.ExitStack() as stack:
+        processes = []
+        pipes = []
+        for command_, folder in zip(words, folders, strict=True):
+            folder.mkdir(parents=True, exist_ok=True)
+            pipes.append(stack.enter_context(Pipes.make(folder)))
+            log = stack.enter_context((folder / "log").open("wb"))
+            try:
+                process = subprocess.Popen(command_, env=pipes[-1].environ(), stdout=log, stderr=subprocess.STDOUT)
+            except OSError as error:
+                raise ConfigError(f"cannot start {command_[0]}: {error.strerror}") from error
+            stack.callback(_stop, process)
+            processes.append(process)
+        try:
+            turns = hand_out(processes, pipes, math.inf if timeout is None else start + timeout)
+        except TimeoutError:
+            late = True
+    for number, process in enumerate(processes):
+        code: int | str = f"timeout after {timeout} s" if late else process.returncode
+        _ended(words[number], folders[number], out, code, time.monotonic() - start, {**state, "turns": turns[number]})
+        if not turns[number] and code == 0:
+            sys.stderr.write(
+                f"warning: {words[number][0]} took no turns, so both sides ran at once: is it bench run?\n"
+            )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a process that was left: bench run, asked like this, ends its worker, too."""
+    if process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _ended(words: list[str], folder: Path, out: Path, code: int | str, seconds: float, more: dict[str, object]) -> None:
+    """A line in session.jsonl and one on standard error."""
+    line = {"folder": str(folder), "command": words, "exit": code, "seconds": seconds, **more}
+    with (out / "session.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    sys.stderr.write(f"{folder.relative_to(out)}: {seconds:.1f} s\n")
     if code != 0:
         sys.stderr.write(f"warning: {shlex.join(words)} ended with {code}; see {folder / 'log'}\n")
-    return seconds
 
 
 def machine_state() -> dict[str, object]:
@@ -144,13 +215,13 @@ def _numbers(pattern: str) -> Iterator[float]:
             continue
 
 
-def _collect(out: Path, turns: list[Turn]) -> None:
+def collect(out: Path, turns: list[Turn]) -> None:
     """One results.csv and journal per side, with the launch, block and order of each row."""
     import pandas as pd
 
     from .read import FILE, LINE, known, read_side
 
-    for side in "ab":
+    for side in dict.fromkeys(turn.side for turn in turns):
         frames = []
         with (out / side / "journal.jsonl").open("w") as journal:
             for turn in turns:

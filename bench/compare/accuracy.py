@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from .amounts import accuracy_margin
 from .documents import Document, read_documents
-from .kernels import mcnemar, t_quantile, tango
+from .kernels import mcnemar, t_quantile, t_survival, tango
 from .match import Match
 from .model import Result
 from .rows import Rows
@@ -69,7 +70,7 @@ def _paired(base: dict[str, Any], cand: dict[str, Any], result: Result) -> list[
     if not (base.get("samples") and cand.get("samples")):
         return None
     a, b = read_documents(base["samples"]), read_documents(cand["samples"])
-    pairs = [(name[0], a[name], b[name]) for name in a if name in b and a[name].identity == b[name].identity]
+    pairs = [(name[1], a[name], b[name]) for name in a if name in b and a[name].identity == b[name].identity]
     unmatched = max(len(a), len(b)) - len(pairs)
     result.accuracy = {"n": len(pairs), "unmatched": unmatched}
     if unmatched > UNMATCHED * max(len(a), len(b)):
@@ -193,6 +194,8 @@ def _perplexity(result: Result, base: dict[str, Any], cand: dict[str, Any], sett
         result.d, result.method = float(differences.mean()), "paired by document, t interval of log-likelihoods"
         result.ratio = math.exp(result.d)
         n = len(differences)
+        assert result.accuracy is not None
+        result.accuracy["loglikelihood"] = _change(differences, se, df, settings)
     else:
         errors = pd.to_numeric(pd.Series([s.get("perplexity_stderr", "") for s in (base, cand)]), errors="coerce")
         relative = [float(error) / value for error, value in zip(errors, (result.base, result.cand), strict=True)]
@@ -218,6 +221,27 @@ def _perplexity(result: Result, base: dict[str, Any], cand: dict[str, Any], sett
     if n < settings.acc_min_n:
         result.verdict, result.gates = "inconclusive", False
         result.reason = f"{n or 'an unknown number of'} documents are too few to gate; see --acc-min-n"
+
+
+def _change(worse: NDArray[np.float64], se: float, df: float, settings: Settings) -> dict[str, Any]:
+    """How the documents' log-likelihoods changed, candidate minus base, in nats: a drop is negative.
+
+    `worse` is base minus candidate. `p` is the two-sided one of the paired t test of no change on average: it sees
+    what is far too small to flip answers. `sd` tells how much single documents move when their average does not.
+    """
+    mean = -float(worse.mean())
+    half = float(t_quantile(1 - settings.alpha, df)) * se
+    changed = int(np.count_nonzero(worse))
+    p = 2 * float(t_survival(np.array(abs(mean) / se), np.array(df))) if se > 0 else float(changed == 0)
+    return {
+        "mean": mean,
+        "lower": mean - half,
+        "upper": mean + half,
+        "p": p,
+        "sd": se * math.sqrt(len(worse)),
+        "changed": changed,
+        "n": len(worse),
+    }
 
 
 def _whole(text: Any) -> int:

@@ -27,22 +27,25 @@ class Document:
     target: str
 
 
-def read_documents(path: str) -> dict[tuple[str, int], Document]:
-    """Documents by doc_hash and occurrence: a data set may hold one document twice. Raises ResultsError."""
-    found: dict[tuple[str, int], Document] = {}
-    seen: Counter[str] = Counter()
-    wanted: Any = None
+Name = tuple[str, str, int]
+"""Task (blank in a file of one task), doc_hash, and occurrence: a data set may hold one document twice."""
+
+
+def read_documents(path: str) -> dict[Name, Document]:
+    """Documents by name. Raises ResultsError."""
+    found: dict[Name, Document] = {}
+    seen: Counter[tuple[str, str]] = Counter()
+    wanted: dict[str, Any] = {}
     for number, line in _lines(path):
         try:
             sample: dict[str, Any] = json.loads(line)
-            name, document = str(sample["doc_hash"]), _document(sample)
+            name, document = (str(sample.get("task", "")), str(sample["doc_hash"])), _document(sample)
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f"{path}:{number}: no lm-eval sample ({error!r})") from error
         # A task with several filters scores every document once per filter: the first filter counts.
-        wanted = sample.get("filter") if not found else wanted
-        if sample.get("filter") == wanted:
+        if sample.get("filter") == wanted.setdefault(name[0], sample.get("filter")):
             seen[name] += 1
-            found[name, seen[name]] = document
+            found[(*name, seen[name])] = document
     if not found:
         raise ResultsError(f"{path} has no samples")
     return found

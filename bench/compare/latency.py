@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import pandas as pd
@@ -237,7 +239,8 @@ class _Results:
                 result.mwu_p = float(ranks[i])
                 if middle is not None:
                     result.hl_ratio = float(np.exp(middle[i]))
-                if result.verdict in ("regressed", "improved") and ranks[i] > 0.05:
+                flagged = result.verdict in ("regressed", "improved")
+                if flagged and ranks[i] > 0.05 and not (result.tier == "T1p" and _one_sided(result)):
                     result.notes.append(f"the ranks of the launches do not agree (p = {ranks[i]:.2g}): an outlier?")
         wide = spread_disagrees(a.sample.var, a.sample.n, b.sample.var, b.sample.n)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -262,6 +265,17 @@ class _Results:
             result.reason = self.match.hard[cell] or f"the {'base' if n_a[cell] == 0 else 'candidate'} has no value"
             result.gates &= bool(hard[cell] or n_b[cell] == 0)
         return [self.slots[cell] for cell in sorted(self.slots)]
+
+
+def _one_sided(result: Result) -> bool:
+    """Whether the candidate came out on the same side of the base in every block that both have."""
+    sums: dict[int, list[list[float]]] = {}
+    sides = ((result.base_blocks, result.base_launches), (result.cand_blocks, result.cand_launches))
+    for side, (blocks, values) in enumerate(sides):
+        for block, value in zip(blocks, values, strict=True):
+            sums.setdefault(block, [[], []])[side].append(math.log(value))
+    differences = [fmean(b) - fmean(a) for a, b in sums.values() if a and b]
+    return all(d > 0 for d in differences) or all(d < 0 for d in differences)
 
 
 def _sequential(a: Launches, b: Launches, cells: int) -> NDArray[np.bool_]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from .columns import SHORT
 from .model import STATUS, Comparison, Report, Result
@@ -176,7 +177,19 @@ def verdict(result: Result) -> str:
         more.append(f"waived: {result.waived}")
     if result.accuracy and "flips" in result.accuracy and result.accuracy["flips"]:
         more.append(f"{result.accuracy['flips']} of {result.accuracy['n']} documents flipped")
+    if result.accuracy and "loglikelihood" in result.accuracy:
+        more.append(_loglikelihood(result.accuracy["loglikelihood"]))
     return f"{text}: {'; '.join(more)}" if more else text
+
+
+def _loglikelihood(change: dict[str, Any]) -> str:
+    """The change of a document's log-likelihood, in nats."""
+    if not change["changed"]:
+        return f"no log-likelihood of {change['n']} documents changed"
+    p = f"p={change['p']:.1g}" if change["p"] >= 1e-16 else "p<1e-16"
+    places = min(max(2, 1 - math.floor(math.log10(abs(change["mean"]) or 1))), 6)
+    mean, low, high = (f"{change[name]:+.{places}f}" for name in ("mean", "lower", "upper"))
+    return f"log-likelihood {mean} [{low}, {high}] per document, {p}"
 
 
 def details(result: Result) -> str:

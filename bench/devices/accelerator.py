@@ -74,6 +74,13 @@ class Accelerator(Device):
         """Empty the caching allocator."""
         self._module.empty_cache()
 
+    def processors(self) -> int:
+        """Multiprocessors."""
+        import torch
+
+        properties = self._module.get_device_properties(torch.accelerator.current_device_index())
+        return int(properties.multi_processor_count)
+
     def out_of_memory(self, error: BaseException) -> bool:
         """torch.OutOfMemoryError on every backend, and the driver's own words where a library allocates by itself."""
         import torch

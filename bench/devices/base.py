@@ -56,6 +56,14 @@ class Device:
     def release_memory(self) -> None:
         """Give unused memory back, after a cell that ran out of it."""
 
+    def processors(self) -> int:
+        """Parts that run kernels independently of each other: multiprocessors, Xe cores."""
+        return 1
+
+    def launches_early(self) -> bool:
+        """Whether a kernel may start before the one in front of it has ended, and wait by itself."""
+        return False
+
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether an exception says that this device's memory is used up."""
         return isinstance(error, MemoryError)

@@ -16,6 +16,12 @@ class Cuda(Accelerator):
 
     torch_type = "cuda"
 
+    def launches_early(self) -> bool:
+        """Programmatic dependent launch, from compute capability 9 on."""
+        import torch
+
+        return torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+
     def driver(self) -> str:
         """The kernel module's version; torch has no call for it. Blank for ROCm and where /proc does not tell."""
         try:

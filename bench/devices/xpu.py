@@ -15,6 +15,12 @@ class Xpu(Accelerator):
 
     torch_type = "xpu"
 
+    def processors(self) -> int:
+        """Xe cores, which torch calls subslices."""
+        import torch
+
+        return int(torch.xpu.get_device_properties(torch.accelerator.current_device_index()).gpu_subslice_count)
+
     def driver(self) -> str:
         """The Level Zero driver's version, from the device properties."""
         import torch

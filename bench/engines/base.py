@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..record import ModelCost, Weights
 from ..registry import Registry
@@ -25,6 +26,8 @@ class Loaded:
     """Commit of the checkpoint, blank when there is none."""
     warnings: tuple[str, ...] = field(default=())
     weights: Weights = field(default=Weights())
+    kept: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What the engine keeps from one call to the next, such as graphs."""
 
 
 class Engine:
@@ -32,6 +35,11 @@ class Engine:
 
     `unsupported` and `compiles` are asked while planning, without torch; everything else runs in the worker.
     """
+
+    library: ClassVar[str] = ""
+    """Distribution that it needs beside torch and transformers; blank for none."""
+    stack: ClassVar[str] = ""
+    """The stack that has it."""
 
     def unsupported(self, cell: Cell) -> str | None:
         """Why this engine cannot run the cell, in one line; None when it can."""
@@ -54,6 +62,10 @@ class Engine:
     def load(self, cell: Cell, device: Device) -> Loaded:
         """The cell's model on the device. Raises LoadError, OutOfMemory or Unsupported."""
         raise NotImplementedError
+
+    def graphs(self) -> float:
+        """Graphs that torch.compile has made in this process so far; NaN for engines that do not compile."""
+        return math.nan
 
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """Forget what earlier cells of the job left behind (caches, compiled graphs), so that order does not matter."""

@@ -27,6 +27,9 @@ COMPUTE_ENGINES = ("auto", "recommend", "basic", "onednn", "onemkl", "xetla")
 class Ipex(Eager):
     """IPEX' fused layers and attention, on CPU and Intel GPUs; INT4 through neural-compressor."""
 
+    library = "intel-extension-for-pytorch"
+    stack = "ipex-2.8"
+
     deployment_mode: bool = False
     """Trace the model, as IPEX does by default. Accuracy needs it untraced."""
     cache: str = "auto"

@@ -34,6 +34,9 @@ GIVEN = os.environ.get(LAST_LM_HEAD)
 class IpexLlmEngine(Eager):
     """ipex-llm's model with its replaced attention, on CPU and Intel GPUs. Settings are those of its API."""
 
+    library = "ipex-llm"
+    stack = "ipex-llm-2.2"
+
     api: str = "auto"
     """from_pretrained for real weights, optimize_model for random ones: two ways to the same model."""
     speculative: bool = False

@@ -22,6 +22,10 @@ class Static(Eager):
         """What `generate` does by itself."""
         return self.compile and cell.device.name in ("cuda", "xpu") and cell.workload.num_beams == 1
 
+    def graphs(self) -> float:
+        """As torch counts them."""
+        return compiled_graphs() if self.compile else super().graphs()
+
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """Drop compiled graphs and the remembered cache length.
 
@@ -41,3 +45,10 @@ class Static(Eager):
         config.cache_implementation = "static"
         config.disable_compile = not self.compile
         return config
+
+
+def compiled_graphs() -> float:
+    """Graphs that torch.compile has made in this process so far."""
+    from torch._dynamo.utils import counters
+
+    return float(counters["stats"]["unique_graphs"])

@@ -30,6 +30,10 @@ class Precision:
         """Why this format does not exist on the cell's device, in one line; None when it does. Asked without torch."""
         return None
 
+    def providers(self, cell: Cell) -> tuple[str, ...]:
+        """Who can convert the weights, best first, whether or not they are installed; nobody for plain formats."""
+        return ()
+
     def load_kwargs(self, device: str) -> dict[str, Any]:
         """Extra arguments of `from_pretrained`."""
         return {}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..errors import ConfigError, did_you_mean
 from ..providers.base import providers
-from ..providers.choose import Chosen, choose, refusal
+from ..providers.choose import Chosen, candidates, choose, refusal
 from ..record import Weights
 from .base import Precision, precisions
 
@@ -102,6 +102,11 @@ class LowBit(Precision):
     def unsupported(self, cell: Cell) -> str | None:
         """Why no provider does this, in one line; the fake device plays everything."""
         return None if cell.device.name == "fake" else refusal(cell, self)
+
+    def providers(self, cell: Cell) -> tuple[str, ...]:
+        """Those of which the first that is installed will be taken."""
+        found = candidates(cell, self) if cell.device.name != "fake" else ""
+        return () if isinstance(found, str) else tuple(item.name for item in found)
 
     def load(self, cell: Cell, device: torch.device, **kwargs: Any) -> tuple[Any, Weights]:
         """Load, or build, in `dtype` and convert; or take what an earlier run saved."""

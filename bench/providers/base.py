@@ -69,8 +69,11 @@ class Provider:
         return f"{' and '.join(absent)} cannot be imported in the worker's interpreter: {how}"
 
     def version(self) -> str:
-        """Version of the library, with the other libraries that decide the numbers."""
-        return metadata.version(self.library) if self.library else ""
+        """Version of the library; blank for what is built in, or not installed as a distribution."""
+        try:
+            return metadata.version(self.library) if self.library else ""
+        except metadata.PackageNotFoundError:
+            return ""
 
     def variant(self, cell: Cell) -> str:
         """What else decides the saved weights, such as the engine that they are for."""

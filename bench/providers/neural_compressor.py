@@ -53,15 +53,6 @@ class NeuralCompressor(Provider):
             return f"its {recipe.algorithm} learns in fp32: set precision.compute_dtype=fp32"
         return None if recipe.scale_dtype in ("auto", "fp32") else "its scales are fp32"
 
-    def version(self) -> str:
-        """That of whichever of its two distributions is installed."""
-        from importlib import metadata
-
-        try:
-            return metadata.version(self.library)
-        except metadata.PackageNotFoundError:
-            return metadata.version("neural-compressor")
-
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """Prepare, show it the text where the algorithm wants some, convert."""
         import torch

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
+import subprocess
 import sys
+import time
 
 import pandas as pd
 import pytest
 
 from bench.compare.ab import Turn, command, machine_state, main, schedule
+from bench.compare.together import Pipes, hand_out
+from tests.conftest import ROOT
 
 FAKE = """\
 import datetime, pathlib, sys
@@ -75,6 +80,16 @@ def test_drift_hides_nothing_from_interleaved_launches(tmp_path, fake, capsys):
     assert launches == [1, 2, 3, 4]
 
 
+def test_blocks_that_agree_are_no_outliers(tmp_path, fake, capsys):
+    """The drift mixes the launches of both sides up, so that their ranks say nothing; every block says the same."""
+    out = tmp_path / "o"
+    arguments = ["--a", fake(1.0), "--b", fake(1.05), "--blocks", "6", "--out", str(out), "--keep-first"]
+    assert main([*arguments, "--compare", f"--out json={tmp_path / 'c.json'}"]) == 1
+    (comparison,) = json.loads((tmp_path / "c.json").read_text())["comparisons"]
+    assert all(result["verdict"] == "regressed" and result["mwu_p"] > 0.05 for result in comparison["results"])
+    assert "the ranks of the launches do not agree" not in capsys.readouterr().out
+
+
 def test_a_build_against_itself_passes(tmp_path, fake, capsys):
     arguments = ["--a", fake(1.0), "--b", fake(1.0), "--blocks", "4", "--out", str(tmp_path / "o"), "--keep-first"]
     assert main(arguments) == 0
@@ -118,8 +133,8 @@ def test_a_session_is_never_overwritten(tmp_path, fake, capsys):
 
 def test_two_interpreters_run_the_same_overrides(tmp_path, capsys, monkeypatch):
     started = []
-    monkeypatch.setattr("bench.compare.ab._launch", lambda words, *rest: started.append(words) or 0.0)
-    monkeypatch.setattr("bench.compare.ab._collect", lambda *rest: None)
+    monkeypatch.setattr("bench.compare.ab.launch", lambda words, *rest: started.append(words) or 0.0)
+    monkeypatch.setattr("bench.compare.ab.collect", lambda *rest: None)
     flags = [
         "--a-python",
         "/opt/a/bin/python",
@@ -138,3 +153,84 @@ def test_two_interpreters_run_the_same_overrides(tmp_path, capsys, monkeypatch):
 
 def test_machine_state_has_time_and_load():
     assert {"unix_time", "load"} <= set(machine_state())
+
+
+# -- turns -------------------------------------------------------------------------------------------------------------
+
+TURNS = """\
+import os, pathlib, sys
+from bench.turns import Turns
+name, calls, end = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+turns = Turns.of(os.environ)
+assert turns.taken
+for _ in range(calls):
+    turns.wait()
+    with open(sys.argv[4], "a") as file:
+        file.write(name)
+if end == "die":
+    os.kill(os.getpid(), 9)
+"""
+
+
+def taken(tmp_path, *sides, deadline=30.0):
+    """What processes that take turns wrote, and how many turns each had."""
+    written = tmp_path / "written"
+    with contextlib.ExitStack() as stack:
+        pipes, processes = [], []
+        for name, calls, end in sides:
+            (tmp_path / name).mkdir()
+            pipes.append(stack.enter_context(Pipes.make(tmp_path / name)))
+            words = [sys.executable, "-c", TURNS, name, str(calls), end, str(written)]
+            processes.append(subprocess.Popen(words, env=pipes[-1].environ(), cwd=ROOT))
+        try:
+            turns = hand_out(processes, pipes, time.monotonic() + deadline)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+    assert not list(tmp_path.glob("*/go")), "the pipes are gone"
+    return written.read_text(), turns
+
+
+def test_processes_take_turns_whichever_is_ready_first(tmp_path):
+    assert taken(tmp_path, ("a", 4, ""), ("b", 4, ""), ("c", 4, "")) == ("abc" * 4, [4, 4, 4])
+
+
+def test_who_ends_or_dies_in_its_turn_gives_it_back(tmp_path):
+    assert taken(tmp_path, ("a", 2, "die"), ("b", 4, "")) == ("ababbb", [2, 4])
+
+
+def test_a_process_that_never_gives_its_turn_back_is_not_waited_for_longer_than_asked(tmp_path):
+    (tmp_path / "go").mkdir()
+    with Pipes.make(tmp_path / "go") as pipes:
+        process = subprocess.Popen(["sleep", "30"])
+        try:
+            with pytest.raises(TimeoutError):
+                hand_out([process], [pipes], time.monotonic() + 0.3)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def test_launches_of_bench_take_turns_call_by_call(tmp_path, capsys):
+    """Two real runs on the simulated device: 2 cells of 1 warm-up and 3 iterations are 8 calls."""
+    out = tmp_path / "o"
+    run = (
+        f"{sys.executable} -m bench run model=tiny device=fake num_beams=1 batch_size=[1,2] lengths=8/4 iterations=3 "
+        "warmup=1 results={results}"
+    )
+    arguments = ["--a", run, "--b", run, "--blocks", "2", "--keep-first", "--interleave", "calls", "--out", str(out)]
+    main([*arguments, "--no-compare"])
+    sessions = [json.loads(line) for line in (out / "session.jsonl").read_text().splitlines()]
+    assert [(item["folder"].removeprefix(f"{out}/"), item["exit"], item["turns"]) for item in sessions] == [
+        ("a/001", 0, 8), ("b/001", 0, 8), ("b/002", 0, 8), ("a/002", 0, 8),
+    ]  # fmt: skip
+    table = pd.read_csv(out / "b/results.csv")
+    assert table.block.tolist() == [1, 1, 2, 2] and table.order.tolist() == [2, 2, 1, 1]
+    assert table.warnings.str.contains("another launch ran between the calls").all()
+
+
+def test_a_command_that_takes_no_turns_is_said(tmp_path, fake, capsys):
+    arguments = ["--a", fake(1.0), "--b", fake(1.0), "--blocks", "2", "--keep-first", "--interleave", "calls"]
+    main([*arguments, "--no-compare", "--out", str(tmp_path / "o")])
+    assert "took no turns, so both sides ran at once" in capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""What transformers calls instead of its own attention while the compiled step is traced."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from transformers import AttentionInterface
+
+from ..errors import Unsupported
+
+try:
+    from .attention_kernel import attend as kernel
+except ImportError:  # this torch has no Triton
+    kernel = None
+
+NAME = "bench_decode"
+"""Under which `attend` is registered with transformers. Without a mask function of this name none is made."""
+
+UNUSED = {"dropout", "is_causal", "position_ids", "cache_position", "position_embeddings", "use_cache"}
+"""Arguments that change nothing for one new token; `dropout` is 0 in inference."""
+
+
+class Parts(NamedTuple):
+    """What the cache hands through the model's attention layer in the place of keys and values."""
+
+    new_keys: torch.Tensor
+    """Keys (or values) of the new position, shape [rows, key-value heads, 1, head size]; rows is batch x beams."""
+    new_values: torch.Tensor
+    prompt_keys: torch.Tensor
+    """Shape [batch, key-value heads, prompt capacity, head size], shared by the beams of a prompt."""
+    prompt_values: torch.Tensor
+    own_keys: torch.Tensor
+    """Generated positions, shape [rows, key-value heads, capacity, head size], each where it was computed."""
+    own_values: torch.Tensor
+    ancestry: torch.Tensor
+    """Row that holds each generated position of a row, int32 of shape [rows, capacity]."""
+    prompt_length: torch.Tensor
+    """Filled positions of the prompt's cache, int32 of one element."""
+    step: torch.Tensor
+    """Filled generated positions, int32 of one element."""
+    pad: torch.Tensor
+    """Padding on the left of each prompt, int32 of shape [batch]."""
+    units: int
+    """How many programs fill the device."""
+    early: bool
+    """Whether the device launches a kernel before the one in front of it has ended."""
+
+
+def attend(
+    module: torch.nn.Module, query: torch.Tensor, key: Parts, value: Parts, attention_mask: None, scaling: float | None = None,
+    sliding_window: int | None = None, softcap: float | None = None, **other: Any,
+) -> tuple[torch.Tensor, None]:  # fmt: skip
+    """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache."""
+    surprises = sorted(name for name, given in other.items() if given is not None and name not in UNUSED)
+    if any(isinstance(other[name], torch.Tensor) for name in surprises):
+        raise Unsupported(f"{type(module).__name__} gives its attention {', '.join(surprises)}, which compiled ignores")
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    window = sliding_window or 0
+    if kernel is not None and query.device.type != "cpu":
+        result = kernel(query, *key, scale, softcap or 0.0, window)
+    else:
+        result = reference(query, key, scale, softcap or 0.0, window)
+    return result.unsqueeze(1), None
+
+
+def reference(query: torch.Tensor, parts: Parts, scale: float, softcap: float, window: int) -> torch.Tensor:
+    """The same in plain torch, for devices without Triton: shape [rows, heads, head size]."""
+    rows, heads, _, _ = query.shape
+    batch, kv_heads, capacity, _ = parts.prompt_keys.shape
+    device = query.device
+    index = parts.step.long()
+    parts.own_keys.index_copy_(2, index, parts.new_keys)
+    parts.own_values.index_copy_(2, index, parts.new_values)
+    own = torch.arange(parts.own_keys.shape[2], device=device)
+
+    def whole(prompt: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
+        mine = mine[parts.ancestry.long(), :, own].transpose(1, 2)  # [rows, kv_heads, capacity, head size]
+        shared = prompt.repeat_interleave(rows // batch, dim=0)
+        return torch.cat([shared, mine], dim=2).repeat_interleave(heads // kv_heads, dim=1)
+
+    place = torch.arange(capacity, device=device)
+    place = torch.cat([torch.where(place < parts.prompt_length, place, -1), own + parts.prompt_length])
+    now = parts.prompt_length + parts.step
+    first = parts.pad.repeat_interleave(rows // batch)[:, None]
+    seen = (place >= first) & (place <= now)
+    if window:
+        seen &= place > now - window
+    scores = (query.float() @ whole(parts.prompt_keys, parts.own_keys).float().transpose(-1, -2)) * scale
+    if softcap:
+        scores = softcap * torch.tanh(scores / softcap)
+    weights = scores.masked_fill(~seen[:, None, None, :], -torch.inf).softmax(-1)
+    values = whole(parts.prompt_values, parts.own_values)
+    return (weights.to(values.dtype) @ values).squeeze(2)
+
+
+AttentionInterface.register(NAME, attend)

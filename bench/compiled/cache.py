@@ -1,0 +1,200 @@
+"""Caches whose tensors stay where they are, so that a captured graph finds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import CacheLayerMixin
+
+from .attention import NAME, Parts
+
+
+class Place:
+    """Where decoding stands, on the device: shared by all layers, and read inside the graph.
+
+    `rows` is batch x beams; `capacity` is how many generated tokens fit.
+    """
+
+    def __init__(self, batch: int, beams: int, capacity: int, device: torch.device, units: int, early: bool) -> None:
+        def integers(*shape: int) -> torch.Tensor:
+            return stay(torch.zeros(shape, dtype=torch.int32, device=device))
+
+        self.batch, self.beams, self.rows, self.capacity = batch, beams, batch * beams, capacity
+        self.prompt_length = integers(1)
+        self.step = integers(1)
+        self.pad = integers(batch)
+        self.ancestry = integers(self.rows, capacity)
+        self.units, self.early = units, early
+
+    def begin(self, prompt_length: int, pad: torch.Tensor) -> None:
+        """Stand at the first generated position after prompts of `prompt_length`, of which `pad` are padding."""
+        self.prompt_length.fill_(prompt_length)
+        self.step.zero_()
+        self.pad.copy_(pad)
+        self.ancestry.copy_(torch.arange(self.rows, device=self.ancestry.device)[:, None].expand_as(self.ancestry))
+
+    def inherit(self, parents: torch.Tensor) -> None:
+        """Let each row continue row `parents` of shape [rows]; call it before `step` moves on."""
+        rows, capacity = self.ancestry.shape
+        device = self.ancestry.device
+        past = torch.arange(capacity, device=device) <= self.step
+        fresh = torch.arange(rows, device=device, dtype=torch.int32)[:, None]
+        self.ancestry.copy_(torch.where(past, self.ancestry[parents], fresh))
+
+
+def stay(tensor: torch.Tensor) -> torch.Tensor:
+    """Tell torch.compile that the tensor keeps its address, so that the graph may write to it."""
+    torch._dynamo.mark_static_address(tensor)
+    return tensor
+
+
+class SharedPromptLayer(CacheLayerMixin):
+    """The prompt once per prompt, the generated positions once per row. `update` gives the attention its parts."""
+
+    is_compileable = True
+    is_sliding = False
+
+    def __init__(self, place: Place, prompt_capacity: int) -> None:
+        super().__init__()
+        self.place = place
+        self.prompt_capacity = prompt_capacity
+        self.filling = True
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Allocate everything; the shapes are those of the first prompt."""
+        _, heads, _, size = key_states.shape
+
+        def room(rows: int, length: int) -> torch.Tensor:
+            return stay(torch.zeros(rows, heads, length, size, dtype=key_states.dtype, device=key_states.device))
+
+        self.prompt_keys, self.prompt_values = (room(self.place.batch, self.prompt_capacity) for _ in range(2))
+        self.keys, self.values = (room(self.place.rows, self.place.capacity) for _ in range(2))
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
+        """Prompts, of shape [batch, heads, length, size], are kept and given back; one new position becomes `Parts`."""
+        if self.filling:
+            if key_states.shape != value_states.shape:
+                raise NotImplementedError("keys and values of different sizes")
+            if not self.is_initialized:
+                self.lazy_initialization(key_states, value_states)
+            self.prompt_keys[:, :, : key_states.shape[2]] = key_states
+            self.prompt_values[:, :, : key_states.shape[2]] = value_states
+            return key_states, value_states
+        place = self.place
+        parts = Parts(
+            key_states, value_states, self.prompt_keys, self.prompt_values, self.keys, self.values,
+            place.ancestry, place.prompt_length, place.step, place.pad, place.units, place.early,
+        )  # fmt: skip
+        return parts, parts
+
+    def get_seq_length(self) -> Any:
+        """Filled positions: a tensor while decoding, because a number would be baked into the graph."""
+        return 0 if self.filling else self.place.prompt_length + self.place.step
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Only asked for prompts, which start at 0."""
+        return query_length, 0
+
+    def get_max_length(self) -> int:
+        """Prompt and continuation."""
+        return self.prompt_capacity + self.place.capacity
+
+
+class SharedPrompt:
+    """The cache of families whose attention goes through transformers' attention interface."""
+
+    def __init__(self, model: Any, place: Place, prompt_capacity: int) -> None:
+        config = model.config.get_text_config(decoder=True)
+        self.model, self.place = model, place
+        self.layers = [SharedPromptLayer(place, prompt_capacity) for _ in range(config.num_hidden_layers)]
+        self.cache = Cache(layers=list(self.layers))
+        self.config = config
+        self.usual = config._attn_implementation
+
+    def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
+        """Run prompts of shape [batch, length] through the model; logits of the last position, [batch, vocabulary]."""
+        logits: torch.Tensor = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=position_ids, past_key_values=self.cache, use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]  # fmt: skip
+        return logits
+
+    def arguments(self) -> dict[str, Any]:
+        """What the model needs for one new token beside ids and positions."""
+        return {"past_key_values": self.cache}
+
+    def inherit(self, parents: torch.Tensor) -> None:
+        """Nothing moves: `Place.ancestry` knows where the positions are."""
+
+    def decoding(self, yes: bool) -> None:
+        """Switch between the model's own attention, for prompts, and `attention.attend`."""
+        for layer in self.layers:
+            layer.filling = not yes
+        self.config._attn_implementation = NAME if yes else self.usual
+
+
+class Expanded:
+    """transformers' own static cache, for other families: each row has the whole prompt, and beams move.
+
+    Prompts end where the generated positions begin, so that these are at the same place for every length.
+    """
+
+    def __init__(self, model: Any, place: Place, prompt_capacity: int) -> None:
+        self.model, self.place, self.prompt_capacity = model, place, prompt_capacity
+        length = prompt_capacity + place.capacity
+        config = model.config.get_text_config(decoder=True)
+        self.cache = StaticCache(config=config, max_cache_len=length)
+        self.mask = stay(torch.ones(place.rows, length, dtype=torch.int64, device=place.step.device))
+
+    def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
+        """See `SharedPrompt.fill`."""
+        cache = DynamicCache()
+        output = self.model(
+            input_ids=ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True,
+            logits_to_keep=1,
+        )  # fmt: skip
+        beams, end, start = self.place.beams, self.prompt_capacity, self.prompt_capacity - ids.shape[1]
+        for kept, layer in zip(cache.layers, self.cache.layers, strict=True):
+            keys, values = (part.repeat_interleave(beams, dim=0) for part in (kept.keys, kept.values))
+            if not layer.is_initialized:
+                layer.lazy_initialization(keys, values)
+            layer.keys[:, :, start:end], layer.values[:, :, start:end] = keys, values
+            layer.cumulative_length.fill_(end)
+        self.mask.fill_(1)
+        self.mask[:, :start] = 0
+        if mask is not None:
+            self.mask[:, start:end] = mask.repeat_interleave(beams, dim=0)
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
+
+    def arguments(self) -> dict[str, Any]:
+        """See `SharedPrompt.arguments`."""
+        return {"past_key_values": self.cache, "attention_mask": self.mask}
+
+    def decoding(self, yes: bool) -> None:
+        """The model's own attention does both."""
+
+    def inherit(self, parents: torch.Tensor) -> None:
+        """Move the generated positions of each row to the rows that continue it."""
+        for layer in self.cache.layers:
+            for kept in (layer.keys, layer.values):
+                move_rows(kept, parents, self.prompt_capacity)
+
+
+@torch.library.custom_op("bench::move_rows", mutates_args={"kept"})
+def move_rows(kept: torch.Tensor, parents: torch.Tensor, start: int) -> None:
+    """Let row i of `kept` [rows, heads, length, size] hold what row parents[i] held, from position `start`.
+
+    An operator of its own, because Inductor (torch 2.11 to 2.13) makes of this gather, after the cache's index_copy_, a
+    loop that reads rows which it has already overwritten.
+    """
+    own = kept[:, :, start:]
+    own.copy_(own.index_select(0, parents))
+
+
+@move_rows.register_fake
+def _(kept: torch.Tensor, parents: torch.Tensor, start: int) -> None:
+    return None

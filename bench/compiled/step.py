@@ -1,0 +1,161 @@
+"""The compiled step and the loop around it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+from transformers.generation.logits_process import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from .cache import Expanded, Place, SharedPrompt
+from .choose import Beams, Choice, Single
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a graph is made for. Lengths are capacities: any prompt and output that fit use the same graph."""
+
+    batch: int
+    beams: int
+    prompt: int
+    output: int
+    choosing: tuple[Any, ...]
+    """Settings of the choice that are part of the graph."""
+
+    @classmethod
+    def of(cls, batch: int, prompt: int, config: GenerationConfig) -> Shape:
+        """The smallest shape that holds `batch` prompts of that length and what `config` asks for."""
+        return cls(
+            batch,
+            config.num_beams or 1,
+            _bucket(prompt),
+            _bucket(config.max_new_tokens),
+            tuple(sorted((name, repr(value)) for name, value in _settings(config).items())),
+        )
+
+
+class Step(torch.nn.Module):
+    """One token for every row: forward, choice and bookkeeping, with nothing left to the host but calling it."""
+
+    def __init__(self, model: Any, cache: SharedPrompt | Expanded, choice: Choice, place: Place) -> None:
+        super().__init__()
+        self.model, self.cache, self.choice, self.place = model, cache, choice, place
+
+    def forward(self) -> None:
+        """Reads and writes only tensors that stay where they are."""
+        place = self.place
+        lengths = place.prompt_length + place.step - place.pad
+        positions = lengths.repeat_interleave(place.beams)[:, None].long()
+        logits = self.model(
+            input_ids=self.choice.tokens, position_ids=positions, use_cache=True, **self.cache.arguments()
+        ).logits[:, -1]
+        parents = self.choice(logits.float(), place.step.long() + 1)
+        if parents is not None:
+            self.cache.inherit(parents)
+            place.inherit(parents)
+        place.step.add_(1)
+
+
+class Decoder:
+    """Generates with one model and one shape; its tensors and its graph live as long as it does."""
+
+    def __init__(
+        self, model: Any, shape: Shape, config: GenerationConfig, compile_options: dict[str, Any] | None = None,
+        units: int = 1, early: bool = False,
+    ) -> None:  # fmt: skip
+        device = model.device
+        self.model, self.shape = model, shape
+        self.place = Place(shape.batch, shape.beams, shape.output, device, units, early)
+        interface = bool(getattr(model, "_supports_attention_backend", False))
+        self.cache = (SharedPrompt if interface else Expanded)(model, self.place, shape.prompt)
+        self.choice = _choice(self.place, config)
+        self.step = Step(model, self.cache, self.choice, self.place)
+        self.run = self.step if compile_options is None else torch.compile(
+            self.step, fullgraph=True, dynamic=False, options=compile_options
+        )  # fmt: skip
+
+    def generate(
+        self, ids: torch.Tensor, mask: torch.Tensor | None, length: int, on_step: Callable[[], None]
+    ) -> torch.Tensor:
+        """`length` tokens after prompts `ids` of shape [batch, prompt length]; returns [batch, both lengths].
+
+        `mask`, of the same shape, is 0 for padding on the left; None says that there is none. `on_step` is called after
+        each token's computation has been launched.
+        """
+        place, choice = self.place, self.choice
+        if mask is None:
+            positions = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
+            place.begin(ids.shape[1], torch.zeros_like(place.pad))
+        else:
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)
+            place.begin(ids.shape[1], (ids.shape[1] - mask.sum(-1)).int())
+        choice.begin(length)
+        logits = self.cache.fill(ids, mask, positions)
+        parents = choice(logits.float().repeat_interleave(place.beams, dim=0), place.step.long())
+        if parents is not None:
+            self.cache.inherit(parents)
+        on_step()
+        made = 1
+        self.cache.decoding(True)
+        try:
+            while made < length and not (choice.eos is not None and bool(choice.ended)):
+                self.run()
+                on_step()
+                made += 1
+        finally:
+            self.cache.decoding(False)
+        return torch.cat([ids, choice.result(made)], dim=1)
+
+
+def _choice(place: Place, config: GenerationConfig) -> Choice:
+    wanted = _settings(config)
+    eos, pad = wanted["eos_token_id"], wanted["pad_token_id"]
+    if place.beams > 1:
+        return Beams(place, eos, pad, wanted["length_penalty"], wanted["early_stopping"])
+    if not wanted["do_sample"]:
+        return Single(place, eos, pad)
+    warpers: list[Any] = []
+    if wanted["temperature"] != 1.0:
+        warpers.append(TemperatureLogitsWarper(wanted["temperature"]))
+    if wanted["top_k"]:
+        warpers.append(TopKLogitsWarper(wanted["top_k"]))
+    if wanted["top_p"] < 1.0:
+        warpers.append(TopPLogitsWarper(wanted["top_p"]))
+    if wanted["min_p"] is not None:
+        warpers.append(MinPLogitsWarper(wanted["min_p"]))
+    return Single(place, eos, pad, warpers)
+
+
+DEFAULTS = {
+    "do_sample": False,
+    "temperature": 1.0,
+    "top_k": 50,
+    "top_p": 1.0,
+    "min_p": None,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+    "pad_token_id": 0,
+}
+"""What `generate` takes for settings that a configuration leaves at None (transformers 5)."""
+
+
+def _settings(config: GenerationConfig) -> dict[str, Any]:
+    """What changes the choice."""
+    given = {name: getattr(config, name, None) for name in DEFAULTS}
+    settings = {name: DEFAULTS[name] if value is None else value for name, value in given.items()}
+    eos = config.eos_token_id
+    settings["eos_token_id"] = () if eos is None else tuple(eos) if isinstance(eos, list) else (eos,)
+    return settings
+
+
+def _bucket(length: int) -> int:
+    """The power of two that holds `length`, at least 64: the kernel reads what is filled, so room costs no time."""
+    return max(64, 1 << (length - 1).bit_length())

@@ -1,0 +1,120 @@
+"""bench's own decoding loop around an unmodified transformers model: one graph launch per token, greedy and beams.
+
+Prompts are filled once, by the model as it is, and beams share them. The step after that (forward, choice of tokens,
+bookkeeping) is one compiled graph whose tensors stay where they are. See `bench/compiled/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ..cell import Cell, Generate
+from ..devices import devices
+from ..devices.base import Device
+from ..errors import NonFinite, Unsupported
+from ..peaks import cache_folder
+from .base import Loaded, engines
+from .eager import Eager
+from .static import compiled_graphs
+
+if TYPE_CHECKING:
+    from ..compiled.step import Decoder
+
+LEAST_TRANSFORMERS = 5
+"""Release whose caches are made of layers and whose attention can be chosen by name."""
+
+
+@engines("compiled")
+@dataclass(frozen=True)
+class Compiled(Eager):
+    """bench's own loop: the decoding step as one compiled graph, prompts shared by their beams."""
+
+    compile: bool = True
+    """Whether the step is compiled; without, the same loop runs eagerly."""
+
+    def unsupported(self, cell: Cell) -> str | None:
+        """What the loop does not do."""
+        if cell.tp != "none":
+            return "engine=compiled runs on one device: use engine=eager with tp"
+        if cell.workload.decoding == "sample" and cell.workload.num_beams > 1:
+            return "engine=compiled does not sample within beam search: use engine=eager"
+        return None
+
+    def compiles(self, cell: Cell) -> bool:
+        """Unless told not to."""
+        return self.compile
+
+    def imports(self) -> None:
+        """torch and transformers; compiled code is kept in bench's cache, because /tmp does not outlive a reboot."""
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        super().imports()
+        from ..models.build import RELEASE
+
+        if RELEASE[0] < LEAST_TRANSFORMERS:
+            found = ".".join(str(part) for part in RELEASE)
+            raise Unsupported(f"engine=compiled needs transformers {LEAST_TRANSFORMERS} or newer, found {found}")
+        from ..compiled import step  # noqa: F401
+
+    def graphs(self) -> float:
+        """As torch counts them."""
+        return compiled_graphs() if self.compile else super().graphs()
+
+    def begin(self, loaded: Loaded, cell: Cell) -> None:
+        """Make the cell's graph and caches, unless those of the cell before have room for it."""
+        import torch
+
+        from ..compiled import step
+
+        work = cell.workload
+        config = self.generation_config(loaded, work)
+        shape = step.Shape.of(work.batch_size, work.input_tokens, config)
+        kept: Decoder | None = loaded.kept.get("decoder")
+        if kept is not None and kept.shape == shape:
+            return
+        loaded.kept.clear()
+        torch.compiler.reset()
+        device = devices.get(cell.device.name)(**cell.device.kwargs)
+        early = device.launches_early()
+        options = self._options(device, early) if self.compile else None
+        loaded.kept["decoder"] = step.Decoder(loaded.handle, shape, config, options, 4 * device.processors(), early)
+
+    def _options(self, device: Device, early: bool) -> dict[str, Any]:
+        """Settings of Inductor. Graph capture is torch's own, where it has one for the device."""
+        if device.torch_type == "cpu":
+            return {}
+        from ..compiled.linear import Linears
+
+        options: dict[str, Any] = {"triton.cudagraphs": True, "post_grad_custom_pre_pass": Linears(early)}
+        if early:
+            options["triton.enable_pdl"] = True
+        return options
+
+    def prompts(self, loaded: Loaded, cell: Cell) -> tuple[Any, list[str]]:
+        """Token ids; bench's prompts have no padding, so there is no mask."""
+        inputs, warnings = super().prompts(loaded, cell)
+        return inputs["input_ids"], warnings
+
+    def generate(
+        self, loaded: Loaded, inputs: Any, work: Generate, on_step: Callable[[], None], check_finite: bool = False
+    ) -> Any:
+        """One pass of the loop; returns the ids, shape [batch_size, input_tokens + output_tokens]."""
+        import torch
+
+        decoder: Decoder = loaded.kept["decoder"]
+        try:
+            with torch.inference_mode():
+                output = decoder.generate(inputs, None, work.output_tokens, on_step)
+        except torch._dynamo.exc.Unsupported as error:
+            reason = next(line for line in str(error).splitlines() if line.strip())
+            raise Unsupported(
+                f"torch.compile cannot trace {type(loaded.handle).__name__}: {reason}: use engine=eager"
+            ) from error
+        if check_finite and not bool(decoder.choice.finite):
+            raise NonFinite(
+                "the scores hold NaN or infinity, so the tokens mean nothing: "
+                "try another precision, or check the weights"
+            )
+        return output
