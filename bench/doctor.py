@@ -90,8 +90,7 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
     yield "providers of low-bit precisions"
     for name, each in providers.items():
         installed = _version(name, found["versions"])
-        how = f"pip install 'bench[{each.extra}]'" if each.extra else f"stack={each.stack}"
-        state = how if installed is None else installed or "built in"
+        state = (each.source() or "not installed") if installed is None else installed or "built in"
         yield _line(name, installed is not None, f"{state}: {_about(each)}", 22)
     yield ""
     yield "stacks"

@@ -69,12 +69,7 @@ class Int4Linear(torch.nn.Module):
     bias: torch.Tensor | None
 
     def __init__(
-        self,
-        words: torch.Tensor,
-        scale: torch.Tensor,
-        offset: torch.Tensor | None,
-        bias: torch.Tensor | None,
-        group: int,
+        self, words: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor | None, bias: torch.Tensor | None, group: int
     ) -> None:
         super().__init__()
         self.group = group
@@ -94,3 +89,4 @@ class Int4Linear(torch.nn.Module):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"in_features={self.in_features}, out_features={self.out_features}, group={self.group}"
+

@@ -76,9 +76,7 @@ def _vector(
     groups = total_words // WORDS
     rows = (n < N)[:, None]
     weights = W + n[:, None].to(tl.int64) * total_words
-    words = tl.load(
-        weights + k[None, :], mask=rows & (k < total_words)[None, :], other=0, eviction_policy="evict_first"
-    )
+    words = tl.load(weights + k[None, :], mask=rows & (k < total_words)[None, :], other=0, eviction_policy="evict_first")
     scale, offset = _spread(S, Z, n, k, rows & (k < total_words)[None, :], groups, WORDS, SYMMETRIC)
     if EARLY:
         cuda.gdc_wait()
@@ -142,7 +140,9 @@ def _rows(
 
 
 @triton.jit
-def _expand(W, S, Z, Y, N, K, BN: tl.constexpr, BK: tl.constexpr, WORDS: tl.constexpr, SYMMETRIC: tl.constexpr):
+def _expand(
+    W, S, Z, Y, N, K, BN: tl.constexpr, BK: tl.constexpr, WORDS: tl.constexpr, SYMMETRIC: tl.constexpr
+):
     """The weights as floats, [N, K]. Grid: (blocks of BN rows, blocks of BK words)."""
     n = tl.program_id(0) * BN + tl.arange(0, BN)
     kw = tl.program_id(1) * BK + tl.arange(0, BK)

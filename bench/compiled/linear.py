@@ -73,9 +73,7 @@ class Linears(CustomGraphPass):  # type: ignore[misc]  # torch leaves it untyped
     def _weights(self, node: torch.fx.Node) -> torch.fx.Node | None:
         """The weights [columns, inputs] that the product reads transposed; None when it is something else."""
         turned = node.args[-1]
-        if (
-            turned.target == aten.permute.default and list(turned.args[1]) == [1, 0]
-        ) or turned.target == aten.t.default:
+        if turned.target == aten.permute.default and list(turned.args[1]) == [1, 0] or turned.target == aten.t.default:
             weights = turned.args[0]
             value = weights.meta["val"]
             fits = weights.op in ("placeholder", "get_attr") and value.is_contiguous()

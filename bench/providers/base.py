@@ -65,8 +65,15 @@ class Provider:
         absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
         if not absent:
             return None
-        how = f"pip install 'bench[{self.extra}]'" if self.extra else f"stack={self.stack} has it"
-        return f"{' and '.join(absent)} cannot be imported in the worker's interpreter: {how}"
+        how = f": {self.source()}" if self.source() else ""
+        return f"{' and '.join(absent)} cannot be imported in the worker's interpreter{how}"
+
+    @classmethod
+    def source(cls) -> str:
+        """What to do to have it; blank where nothing is known that helps."""
+        if cls.extra:
+            return f"pip install 'bench[{cls.extra}]'"
+        return f"stack={cls.stack} has it" if cls.stack else ""
 
     def version(self) -> str:
         """Version of the library; blank for what is built in, or not installed as a distribution."""
