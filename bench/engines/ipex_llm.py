@@ -17,7 +17,7 @@ from ..devices.base import Device
 from ..errors import ConfigError, LoadError, NonFinite, Unsupported, did_you_mean
 from ..precisions.base import DTYPE_BYTES, precision_of
 from ..precisions.lowbit import LowBit
-from ..providers.ipex_llm import IpexLlm, low_bit
+from ..providers.ipex_llm import IpexLlm, last_logits_only, low_bit
 from ..providers.layers import asked
 from ..record import Weights
 from .base import Loaded, engines
@@ -154,6 +154,7 @@ class IpexLlmEngine(Eager):
             raise
         except Exception as error:
             raise build.explain(error, cell.model) from error
+        last_logits_only(model, True)
         model = build.ready(model.to(place))
         stored = cost.stored(model)
         if not isinstance(precision, LowBit):
@@ -177,6 +178,7 @@ class IpexLlmEngine(Eager):
         dtype = getattr(torch, precision_of(cell).dtype)
         model = build.load(cell.model, dtype, torch.device("cpu"), cell.seed)
         model = optimize_model(model, low_bit=low_bit(cell), torch_dtype=dtype)
+        last_logits_only(model, True)
         model = build.ready(model.to(place))
         return model, Weights(packed_bytes=cost.stored(model))
 
@@ -189,7 +191,9 @@ class IpexLlmEngine(Eager):
 
         dtype = getattr(torch, precision_of(cell).dtype)
         model = build.load(cell.model, dtype, torch.device("cpu"), cell.seed)
-        return build.ready(optimize_model(model, low_bit="sym_int4", torch_dtype=dtype).to(place))
+        model = optimize_model(model, low_bit="sym_int4", torch_dtype=dtype)
+        last_logits_only(model, True)
+        return build.ready(model.to(place))
 
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """All logits for accuracy, those of the last position for latency unless the user says otherwise."""

@@ -88,6 +88,7 @@ class IpexLlm(Provider):
             torch_dtype=getattr(torch, recipe.dtype),
         )
         model._bigdl_config["optimize_llm"] = whole  # written by save_low_bit
+        last_logits_only(model, whole)
         return model.to(device)
 
     def save(self, model: Any, folder: Path) -> None:
@@ -114,7 +115,20 @@ class IpexLlm(Provider):
         state = torch.load(folder / "pytorch_model.bin", map_location="cpu", weights_only=True)
         for name, tensor in state.items():
             set_module_tensor_to_device(model, name, "cpu", tensor, dtype=tensor.dtype)
+        last_logits_only(model, said["optimize_llm"])
         return model.to(device)
+
+
+def last_logits_only(model: Any, allowed: bool) -> None:
+    """Whether the output layer may leave out all but the last position of prompts with more than 10 tokens.
+
+    Every other layer with as many rows as the vocabulary has tokens is taken for an output layer by ipex-llm, and then
+    loses positions, too.
+    """
+    head = model.get_output_embeddings()
+    for module in model.modules():
+        if getattr(module, "optimize_lm_head", False):
+            module.optimize_lm_head = allowed and module is head
 
 
 def low_bit(cell: Cell) -> str:
