@@ -41,6 +41,8 @@ class Parts(NamedTuple):
     """Filled generated positions, int32 of one element."""
     pad: torch.Tensor
     """Padding on the left of each prompt, int32 of shape [batch]."""
+    arrived: torch.Tensor
+    """Zeros for the kernel to count with, int32, one per row and head."""
     units: int
     """How many programs fill the device."""
     early: bool
