@@ -140,10 +140,15 @@ from ipex_llm.transformers import AutoModelForCausalLM
 source = {str(ROOT / "bench" / "models" / "tiny_trained")!r}
 model = AutoModelForCausalLM.from_pretrained(source, load_in_4bit=True, model_hub="modelscope", trust_remote_code=True)
 model.save_low_bit({str(bench.cwd / "saved")!r})
+
+import transformers
+from ipex_llm import optimize_model
+optimize_model(transformers.LlamaForCausalLM.from_pretrained(source)).save_low_bit({str(bench.cwd / "optimized")!r})
 """)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    saved = measured(bench, f"model={bench.cwd / 'saved'}", *trained[1:], "precision=sym_int4")[-1]
-    assert saved["model"] == "saved" and saved["status"] == "ok"
+    for name in ("saved", "optimized"):
+        row = measured(bench, f"model={bench.cwd / name}", *trained[1:], "precision=sym_int4")[-1]
+        assert (row["model"], row["status"]) == (name, "ok")
     other = bench(*RUN, f"model={bench.cwd / 'saved'}", *trained[1:], "precision=sym_int8")
     assert other.code == 1 and "saved was saved as sym_int4: precision=sym_int4" in other.stderr
 

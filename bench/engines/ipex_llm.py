@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -27,6 +28,8 @@ APIS = ("auto", "from_pretrained", "optimize_model")
 LAST_LM_HEAD = "IPEX_LLM_LAST_LM_HEAD"
 """Unless it is 0, prompts of more than 10 tokens get the logits of their last position only: wrong for accuracy."""
 GIVEN = os.environ.get(LAST_LM_HEAD)
+OF_OPTIMIZE_MODEL = "bigdl_config.json"
+"""What `save_low_bit` writes after `optimize_model`; after `from_pretrained`, config.json has it all."""
 
 
 @engines("ipex_llm")
@@ -147,6 +150,8 @@ class IpexLlmEngine(Eager):
                 )  # fmt: skip
             elif saved != low_bit(cell):
                 raise LoadError(f"{cell.model.name} was saved as {saved}: precision={saved}")
+            elif (Path(source) / OF_OPTIMIZE_MODEL).is_file():
+                model = _load_low_bit(source, options["torch_dtype"], cell.model.trust_remote_code)
             else:
                 more = {key: value for key, value in more.items() if key == "trust_remote_code"}
                 model = AutoModelForCausalLM.load_low_bit(source, optimize_model=True, **options, **more)
@@ -286,11 +291,22 @@ def _left_out(model: Any, recipe: LowBit) -> tuple[str, ...]:
 
 def _saved_format(source: str) -> str | None:
     """The format of a folder that `save_low_bit` wrote; None for any other model."""
-    try:
-        found = json.loads((Path(source) / "config.json").read_text()).get("bigdl_transformers_low_bit")
-    except (OSError, ValueError):
-        return None
-    return str(found) if found else None
+    for name in (OF_OPTIMIZE_MODEL, "config.json"):
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads((Path(source) / name).read_text()).get("bigdl_transformers_low_bit")
+            if found:
+                return str(found)
+    return None
+
+
+def _load_low_bit(source: str, dtype: Any, trust_remote_code: bool) -> Any:
+    """A folder that `save_low_bit` wrote after `optimize_model`: the architecture without weights, then those."""
+    from ipex_llm.optimize import load_low_bit, low_memory_init
+    from transformers import AutoModelForCausalLM
+
+    with low_memory_init():
+        model = AutoModelForCausalLM.from_pretrained(source, torch_dtype=dtype, trust_remote_code=trust_remote_code)
+    return load_low_bit(model, source)
 
 
 def _speculate(model: Any, draft: Any) -> None:
