@@ -7,11 +7,11 @@
 #   model=llama-2-7b task=lambada_openai ./run_accuracy.sh accuracy.data=lambada.jsonl     documents of a local file
 #   ./run_accuracy.sh -m workload=generate,accuracy      with latency; any override of `bench run`
 #
-# The environment, with lm-eval and what converts weights (dtype=woq_int4), is made on first use: see setup_env.sh for TORCH, VENV and BENCH_PYTHON.
+# The environment, with lm-eval, is made on first use: see setup_env.sh for TORCH, VENV and BENCH_PYTHON.
 set -euo pipefail
 
 # 1. The environment.
-EXTRAS=${EXTRAS:-accuracy,precisions}
+EXTRAS=${EXTRAS:-accuracy}
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
 setup_env
 

@@ -12,13 +12,12 @@
 # dtype=woq_int4 ./run_accuracy.sh. The environment is made on first use: see setup_env.sh.
 set -euo pipefail
 
-# 1. The environment, with the libraries that convert weights.
+# 1. The environment, with the libraries that convert weights, which the precisions ask for.
+dtype=${dtype:-auto},${woq:-woq_int4}
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
-EXTRAS=${EXTRAS:-precisions}
 setup_env
 
-# 2. Variables become overrides. Both precisions are swept, so that one table has them side by side.
-dtype=${dtype:-auto},${woq:-woq_int4}
+# 2. Variables become overrides. The precisions are swept, so that one table has them side by side.
 model_overrides ""
 latency_overrides
 add stack "${stack:-}"

@@ -7,7 +7,7 @@ set -euo pipefail
 
 # 1. The environment, with the tools for development.
 source "$(dirname "${BASH_SOURCE[0]}")/setup_env.sh"
-EXTRAS=${EXTRAS:-dev,accuracy,mpi,deepspeed}
+EXTRAS=${EXTRAS:-dev,accuracy,mpi,deepspeed,torchao,bitsandbytes,auto-round,neural-compressor}
 setup_env
 cd "$root"
 

@@ -42,6 +42,10 @@ setup_env() {
     fi
     local venv=${VENV:-$root/.venv} kind=${TORCH:-$(torch_kind)} extras=${EXTRAS:-}
     local base=${PYTHON:-python3} wanted constraint=()
+    case ${dtype:-} in *int[458]* | *fp[468]* | *nf4*) # low-bit formats need the libraries that convert weights
+        extras+=${extras:+,}torchao,bitsandbytes
+        [ "$kind" = cuda ] || extras+=,auto-round ;;
+    esac
     python=$venv/bin/python
     wanted=$(cat "$root/pyproject.toml" "$root/constraints-cpu.txt" - <<<"$kind $extras" | sha256sum)
     if grep -qsxF "$wanted" "$venv/.bench-ready"; then return; fi

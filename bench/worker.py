@@ -191,8 +191,12 @@ class _Worker:
             approximation=cell.model.approximation if cell.model.weights == "random" else None,
             fingerprint=environment,
             warnings=(
-                *loaded.warnings, *loaded.weights.warnings, *warnings, *suspicions(samples, self.device), *self._shared()
-            ),  # fmt: skip
+                *loaded.warnings,
+                *loaded.weights.warnings,
+                *warnings,
+                *suspicions(samples, self.device),
+                *self._shared(),
+            ),
             total_memory_bytes=samples.total_memory_bytes,
             weights=loaded.weights,
         )

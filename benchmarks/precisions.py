@@ -193,7 +193,7 @@ def table(kind: str) -> Iterator[str]:
                 continue
             found = True
             row = bench_.row(format, provider, support)
-            seen[format, provider] = "emulated" if row.kernels == EMULATED else f"× {row.gain:.1f}"
+            seen[format, provider] = "emulated" if row.kernels == EMULATED else f"× {row.gain:.2g}"
             if math.isnan(row.error):
                 seen[format, provider] = "fails"
             yield _line(row)

@@ -12,7 +12,7 @@ from ..errors import Unsupported
 try:
     from .attention_kernel import attend as kernel
 except ImportError:  # this torch has no Triton
-    kernel = None
+    kernel = None  # type: ignore[assignment]
 
 NAME = "bench_decode"
 """Under which `attend` is registered with transformers. Without a mask function of this name none is made."""
@@ -41,8 +41,6 @@ class Parts(NamedTuple):
     """Filled generated positions, int32 of one element."""
     pad: torch.Tensor
     """Padding on the left of each prompt, int32 of shape [batch]."""
-    arrived: torch.Tensor
-    """Zeros for the kernel to count with, int32, one per row and head."""
     units: int
     """How many programs fill the device."""
     early: bool
@@ -50,7 +48,8 @@ class Parts(NamedTuple):
 
 
 def attend(
-    module: torch.nn.Module, query: torch.Tensor, key: Parts, value: Parts, attention_mask: None, scaling: float | None = None,
+    module: torch.nn.Module, query: torch.Tensor, key: Parts, value: Parts, attention_mask: None,
+    scaling: float | None = None,
     sliding_window: int | None = None, softcap: float | None = None, **other: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache."""

@@ -14,8 +14,6 @@ from triton.language.extra import cuda
 
 BLOCK = 64
 """Positions that a program reads at a time."""
-MOST_JOINED = 2
-"""Queries of a key-value head up to which its last program joins the pieces; more are joined faster side by side."""
 
 
 @triton.jit
@@ -40,43 +38,25 @@ def _take(q, k, v, ok, top, total, sums, scale: tl.constexpr, softcap: tl.conste
 
 
 @triton.jit
-def _joined(
-    OUT, TOP, TOTAL, RESULT, pair, D: tl.constexpr, D2: tl.constexpr, PIECES: tl.constexpr, PIECES2: tl.constexpr
-):  # fmt: skip
-    """Softmax-weighted mean of the pieces of one row and head, read past the first cache: others wrote them."""
-    piece = tl.arange(0, PIECES2)
-    d = tl.arange(0, D2)
-    here = piece < PIECES
-    top = tl.load(TOP + pair * PIECES + piece, mask=here, other=float("-inf"), cache_modifier=".cg")
-    weight = tl.exp(top - tl.max(top, 0))
-    total = tl.load(TOTAL + pair * PIECES + piece, mask=here, other=0.0, cache_modifier=".cg")
-    sums = tl.load(OUT + (pair * PIECES + piece[:, None]) * D + d[None, :],
-                   mask=here[:, None] & (d < D)[None, :], other=0.0, cache_modifier=".cg")  # fmt: skip
-    result = tl.sum(weight[:, None] * sums, 0) / tl.sum(weight * total, 0)
-    tl.store(RESULT + pair * D + d, result.to(RESULT.dtype.element_ty), mask=d < D)
-
-
-@triton.jit
 def _pieces(
-    Q, PK, PV, GK, GV, NK, NV, ANCESTRY, PROMPT_LENGTH, STEP, PAD, OUT, TOP, TOTAL, ARRIVED, RESULT,
+    Q, PK, PV, GK, GV, NK, NV, ANCESTRY, PROMPT_LENGTH, STEP, PAD, OUT, TOP, TOTAL,
     q_row, q_head, pk_batch, pk_head, pk_pos, gk_row, gk_head, gk_pos, nk_row, nk_head, nv_row, nv_head, ancestry_row,
     heads, scale: tl.constexpr, softcap: tl.constexpr, window: tl.constexpr,
     K: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, PROMPT_PIECES: tl.constexpr, OWN_PIECES: tl.constexpr, PRECISION: tl.constexpr,
-    PIECES2: tl.constexpr, LAST_JOINS: tl.constexpr, EARLY: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """One piece. Grid: (batch * key-value heads, PROMPT_PIECES + K * OWN_PIECES).
 
     A prompt's piece serves K * GROUP queries at once. A piece of a row's own positions serves its GROUP queries, and
     reads each position from the row that `ancestry` names; the last one also takes the new position and stores it.
-    With LAST_JOINS, the program of a pair that comes last (`ARRIVED` counts them) joins the pieces, too.
     """
     pair = tl.program_id(0)
     piece = tl.program_id(1)
     kv_heads = heads // GROUP
     batch = pair // kv_heads
     head = pair % kv_heads
-    pieces: tl.constexpr = PROMPT_PIECES + OWN_PIECES
+    pieces = PROMPT_PIECES + OWN_PIECES
     d = tl.arange(0, D2)
     in_head = d < D
     lanes = tl.arange(0, ROWS)
@@ -172,14 +152,6 @@ def _pieces(
     tl.store(TOP + place, top, mask=alive)
     tl.store(TOTAL + place, total, mask=alive)
     tl.store(OUT + place[:, None] * D + d[None, :], sums, mask=alive[:, None] & in_head[None, :])
-    if LAST_JOINS:
-        tl.debug_barrier()  # all that this program wrote is there before it counts itself
-        programs = PROMPT_PIECES + K * OWN_PIECES
-        if tl.atomic_add(ARRIVED + pair, 1, sem="acq_rel", scope="gpu") == programs - 1:
-            tl.store(ARRIVED + pair, 0)
-            for number in range(K * GROUP):
-                which = (batch * K + number // GROUP) * heads + head * GROUP + number % GROUP
-                _joined(OUT, TOP, TOTAL, RESULT, which, D, D2, pieces, PIECES2)
 
 
 @triton.jit
@@ -187,22 +159,32 @@ def _join(
     OUT, TOP, TOTAL, RESULT, D: tl.constexpr, D2: tl.constexpr, PIECES: tl.constexpr, PIECES2: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Join the pieces. Grid: (rows * heads,)."""
+    """Softmax-weighted mean of the pieces. Grid: (rows * heads,)."""
+    pair = tl.program_id(0)
+    piece = tl.arange(0, PIECES2)
+    d = tl.arange(0, D2)
+    here = piece < PIECES
     if EARLY:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
-    _joined(OUT, TOP, TOTAL, RESULT, tl.program_id(0), D, D2, PIECES, PIECES2)
+    top = tl.load(TOP + pair * PIECES + piece, mask=here, other=float("-inf"))
+    weight = tl.exp(top - tl.max(top, 0))
+    total = tl.sum(weight * tl.load(TOTAL + pair * PIECES + piece, mask=here, other=0.0), 0)
+    sums = tl.load(OUT + (pair * PIECES + piece[:, None]) * D + d[None, :],
+                   mask=here[:, None] & (d < D)[None, :], other=0.0)  # fmt: skip
+    result = tl.sum(weight[:, None] * sums, 0) / total
+    tl.store(RESULT + pair * D + d, result.to(RESULT.dtype.element_ty), mask=d < D)
 
 
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-@torch.library.custom_op("bench::attend", mutates_args={"own_keys", "own_values", "arrived"})
+@torch.library.custom_op("bench::attend", mutates_args={"own_keys", "own_values"})
 def attend(
     query: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor,
     prompt_keys: torch.Tensor, prompt_values: torch.Tensor, own_keys: torch.Tensor, own_values: torch.Tensor,
-    ancestry: torch.Tensor, prompt_length: torch.Tensor, step: torch.Tensor, pad: torch.Tensor, arrived: torch.Tensor,
+    ancestry: torch.Tensor, prompt_length: torch.Tensor, step: torch.Tensor, pad: torch.Tensor,
     units: int, early: bool, scale: float, softcap: float, window: int,
 ) -> torch.Tensor:  # fmt: skip
     """See `attention.reference`, which computes the same. `units` is how many programs fill the device."""
@@ -215,23 +197,19 @@ def attend(
     partial = torch.empty((rows * heads, pieces, size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)
     total = torch.empty_like(top)
-    last_joins = beams * group <= MOST_JOINED
     launch = {"launch_pdl": True} if early else {}
     result = torch.empty((rows, heads, size), dtype=query.dtype, device=query.device)
     _pieces[(batch * kv_heads, prompt_pieces + beams * own_pieces)](
         query, prompt_keys, prompt_values, own_keys, own_values, new_keys, new_values,
-        ancestry, prompt_length, step, pad, partial, top, total, arrived, result,
+        ancestry, prompt_length, step, pad, partial, top, total,
         query.stride(0), query.stride(1), prompt_keys.stride(0), prompt_keys.stride(1), prompt_keys.stride(2),
         own_keys.stride(0), own_keys.stride(1), own_keys.stride(2),
         new_keys.stride(0), new_keys.stride(1), new_values.stride(0), new_values.stride(1), ancestry.stride(0),
         heads, scale=scale, softcap=softcap, window=window,
         K=beams, GROUP=group, D=size, D2=_power_of_two(size), ROWS=max(16, _power_of_two(beams * group)),
         BLOCK=BLOCK, PROMPT_PIECES=prompt_pieces, OWN_PIECES=own_pieces,
-        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", PIECES2=_power_of_two(pieces),
-        LAST_JOINS=last_joins, EARLY=early, **launch,
+        PRECISION="ieee" if query.dtype == torch.float32 else "tf32", EARLY=early, **launch,
     )  # fmt: skip
-    if last_joins:
-        return result
     _join[(rows * heads,)](
         partial, top, total, result, D=size, D2=_power_of_two(size), PIECES=pieces, PIECES2=_power_of_two(pieces),
         EARLY=early, **launch,

@@ -50,7 +50,7 @@ def stay(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-class SharedPromptLayer(CacheLayerMixin):
+class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
     """The prompt once per prompt, the generated positions once per row. `update` gives the attention its parts."""
 
     is_compileable = True
@@ -71,8 +71,6 @@ class SharedPromptLayer(CacheLayerMixin):
 
         self.prompt_keys, self.prompt_values = (room(self.place.batch, self.prompt_capacity) for _ in range(2))
         self.keys, self.values = (room(self.place.rows, self.place.capacity) for _ in range(2))
-        arrived = torch.zeros(self.place.rows * heads, dtype=torch.int32, device=key_states.device)
-        self.arrived = stay(arrived)
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> tuple[Any, Any]:
@@ -88,8 +86,7 @@ class SharedPromptLayer(CacheLayerMixin):
         place = self.place
         parts = Parts(
             key_states, value_states, self.prompt_keys, self.prompt_values, self.keys, self.values,
-            place.ancestry, place.prompt_length, place.step, place.pad, self.arrived,
-            place.units, place.early,
+            place.ancestry, place.prompt_length, place.step, place.pad, place.units, place.early,
         )  # fmt: skip
         return parts, parts
 

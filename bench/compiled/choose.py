@@ -92,9 +92,7 @@ class Single(Choice):
 class Beams(Choice):
     """Beam search with transformers' scores, length penalty and stopping (`GenerationMixin._beam_search`, 5.x)."""
 
-    def __init__(
-        self, place: Place, eos: tuple[int, ...], pad: int, penalty: float, early: bool | str
-    ) -> None:
+    def __init__(self, place: Place, eos: tuple[int, ...], pad: int, penalty: float, early: bool | str) -> None:
         super().__init__(place, eos, pad)
         self.fill = (pad or eos[0]) if eos else -1
         self.penalty, self.early = penalty, early

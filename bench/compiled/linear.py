@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from . import int4  # noqa: F401  (its operator)
-
 MOST_ROWS = 64
 """Above, a library's matrix product is as fast."""
 TOGETHER = 4
 """Layers that one kernel can do."""
 
 aten = torch.ops.aten
+
+Node = Any
+"""torch.fx.Node, whose arguments may be anything."""
 
 
 @torch.library.custom_op("bench::linears", mutates_args=())
@@ -40,7 +41,7 @@ def _(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.T
     return [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
 
 
-class Linears(CustomGraphPass):  # type: ignore[misc]  # torch leaves it untyped
+class Linears(CustomGraphPass):
     """Replace matrix products of at most `MOST_ROWS` rows with weights by `linears`."""
 
     def __init__(self, early: bool) -> None:
@@ -52,41 +53,35 @@ class Linears(CustomGraphPass):  # type: ignore[misc]  # torch leaves it untyped
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
-        shared: dict[tuple[torch.fx.Node, int], list[torch.fx.Node]] = {}
-        packed: dict[tuple[torch.fx.Node, int, bool], list[torch.fx.Node]] = {}
+        shared: dict[tuple[Node, int], list[Node]] = {}
         for node in graph.nodes:
             if node.op == "call_function" and node.target in (aten.mm.default, aten.addmm.default):
                 x = node.args[-2]
                 if self._weights(node) is not None and self._few_rows(x):
                     shared.setdefault((_unviewed(x), x.meta["val"].shape[0]), []).append(node)
-            elif node.target == torch.ops.bench.int4_linears.default and self._few_rows(node.args[0]):
-                key = (_unviewed(node.args[0]), node.args[4], bool(node.args[3]))
-                packed.setdefault(key, []).append(node)
         for nodes in shared.values():
             for start in range(0, len(nodes), TOGETHER):
                 self._replace(graph, nodes[start : start + TOGETHER])
-        for nodes in packed.values():
-            for start in range(0, len(nodes), TOGETHER):
-                self._join(graph, nodes[start : start + TOGETHER])
         graph.eliminate_dead_code()
 
-    def _weights(self, node: torch.fx.Node) -> torch.fx.Node | None:
+    def _weights(self, node: Node) -> Node | None:
         """The weights [columns, inputs] that the product reads transposed; None when it is something else."""
         turned = node.args[-1]
-        if turned.target == aten.permute.default and list(turned.args[1]) == [1, 0] or turned.target == aten.t.default:
+        swapped = turned.target == aten.permute.default and list(turned.args[1]) == [1, 0]
+        if swapped or turned.target == aten.t.default:
             weights = turned.args[0]
             value = weights.meta["val"]
             fits = weights.op in ("placeholder", "get_attr") and value.is_contiguous()
             if fits and value.dtype in (torch.float16, torch.bfloat16):
-                found: torch.fx.Node = weights
+                found: Node = weights
                 return found
         return None
 
-    def _few_rows(self, x: torch.fx.Node) -> bool:
+    def _few_rows(self, x: Node) -> bool:
         value = x.meta["val"]
         return isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
 
-    def _replace(self, graph: torch.fx.Graph, nodes: list[torch.fx.Node]) -> None:
+    def _replace(self, graph: torch.fx.Graph, nodes: list[Node]) -> None:
         weights = [self._weights(node) for node in nodes]
         values = [node.meta["val"] for node in nodes]
         with graph.inserting_before(nodes[0]):
@@ -104,20 +99,8 @@ class Linears(CustomGraphPass):  # type: ignore[misc]  # torch leaves it untyped
             node.replace_all_uses_with(result)
             graph.erase_node(node)
 
-    def _join(self, graph: torch.fx.Graph, nodes: list[torch.fx.Node]) -> None:
-        """Do several packed layers in one; each had one weight."""
-        x, _, _, _, group, _ = nodes[0].args
-        lists = [[item for node in nodes for item in node.args[position]] for position in (1, 2, 3)]
-        with graph.inserting_before(nodes[0]):
-            together = graph.call_function(torch.ops.bench.int4_linears.default, (x, *lists, group, self.early))
-        together.meta["val"] = [node.meta["val"][0] for node in nodes]
-        for index, node in enumerate(nodes):
-            for part in list(node.users):  # getitem 0
-                part.args = (together, index)
-            graph.erase_node(node)
 
-
-def _unviewed(node: torch.fx.Node) -> torch.fx.Node:
+def _unviewed(node: Node) -> Node:
     """The tensor that a view is of: each layer looks at the same input through a view of its own."""
     while node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
         node = node.args[0]

@@ -61,7 +61,15 @@ def _vector(
 
 
 def _rows_configs() -> list[triton.Config]:
-    shapes = [(16, 256, 4, 4), (16, 512, 4, 3), (32, 128, 4, 5), (32, 256, 4, 4), (64, 64, 4, 6), (64, 128, 4, 4), (128, 64, 4, 4)]
+    shapes = [
+        (16, 256, 4, 4),
+        (16, 512, 4, 3),
+        (32, 128, 4, 5),
+        (32, 256, 4, 4),
+        (64, 64, 4, 6),
+        (64, 128, 4, 4),
+        (128, 64, 4, 4),
+    ]
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
 
 

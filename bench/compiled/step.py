@@ -159,4 +159,3 @@ def _settings(config: GenerationConfig) -> dict[str, Any]:
 def _bucket(length: int) -> int:
     """The power of two that holds `length`, at least 64: the kernel reads what is filled, so room costs no time."""
     return max(64, 1 << (length - 1).bit_length())
-

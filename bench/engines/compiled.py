@@ -69,6 +69,8 @@ class Compiled(Eager):
         from ..compiled import step
 
         work = cell.workload
+        if not isinstance(work, Generate):
+            return  # an evaluation calls the model itself
         config = self.generation_config(loaded, work)
         shape = step.Shape.of(work.batch_size, work.input_tokens, config)
         kept: Decoder | None = loaded.kept.get("decoder")

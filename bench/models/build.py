@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 
 from ..errors import CellError, LoadError, OutOfMemory, Unsupported
 from .noise import Noise, parameters
+from .shape import Shape
 from .spec import Model
 
 try:
@@ -63,6 +64,16 @@ def tokenizer(model: Model) -> Any:
 def revision_of(model: PreTrainedModel) -> str | None:
     """The commit that the hub resolved; None for random weights, folders and ModelScope."""
     return getattr(model.config, "_commit_hash", None)
+
+
+def has_room(model: Model, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the weights in `dtype` fit into the device's free memory, as far as that can be known before loading."""
+    shape = Shape.of(model)
+    weights = shape.weight_bytes(dtype.itemsize) if shape is not None else None
+    if device.type == "cpu" or weights is None:
+        return True
+    free, _ = torch.get_device_module(device.type).mem_get_info()
+    return bool(weights < 0.95 * free)
 
 
 def cached_commit(model: Model) -> str | None:

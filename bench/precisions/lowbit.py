@@ -153,10 +153,13 @@ class LowBit(Precision):
                 model = provider.load(skeleton, saved.folder, self, device)
                 model.config._commit_hash = manifest["revision"]
                 return model, True, tuple(manifest["warnings"])
-        model = build.load(cell.model, dtype, provider.place(device), cell.seed, **kwargs)
+        start = provider.place(device)
+        if start == device and not build.has_room(cell.model, dtype, device):
+            start = torch.device("cpu")  # the packed weights may fit all the same
+        model = build.load(cell.model, dtype, start, cell.seed, **kwargs)
         warnings = layers.left_out(model, self, chosen.name, provider, device)
         commit = build.revision_of(model)
-        model = provider.quantise(model, cell, self, device)
+        model = layers.move(provider.quantise(model, cell, self, device), device)
         if self.save:
             saved = store(cell, *place, commit)
             failed = saved.write(partial(provider.save, model), warnings=warnings, revision=commit)

@@ -83,7 +83,7 @@ class AutoRound(Provider):
                 group = recipe.group(layer.in_features)
                 found = nearest(layer.weight.data, int(recipe.bits), group, recipe.symmetric is not False)
             setattr(parent, name, ArkLinear.of(layer, found, recipe.symmetric is False, device))
-        return model.to(device)
+        return model
 
     def save(self, model: Any, folder: Path) -> None:
         """In the layout of this machine's kernels."""

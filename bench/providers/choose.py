@@ -52,29 +52,31 @@ def candidates(cell: Cell, recipe: LowBit) -> list[Chosen] | str:
             found.append(Chosen(name, provider, answer))
         else:
             reasons[name] = answer
-    format, device = cell.precision.name, cell.device.name
-    if not found:
-        if recipe.provider != "auto":
-            return f"provider={recipe.provider}: {reasons[recipe.provider]}"
-        # What has the format at all says what is in the way; the others say only that they do not have it.
-        near = {
-            name: reason
-            for name, reason in reasons.items()
-            if isinstance(providers.get(name)().support(format, device), Support)
-            and cell.engine.name in providers.get(name).engines
-        }
-        serving = [name for name in names if cell.engine.name in providers.get(name).engines]
-        if not near and len(serving) == 1:  # an engine with a library of its own
-            near = {name: reasons[name] for name in serving}
-        why = "; ".join(f"{name}: {reason}" for name, reason in near.items())
-        return f"no provider has precision={format} on {device} with engine={cell.engine.name}" + (why and f". {why}")
+    if not found and recipe.provider != "auto":
+        return f"provider={recipe.provider}: {reasons[recipe.provider]}"
     real = [item for item in found if item.support.kernels == REAL]
-    if not real and cell.workload.task == "generate" and not recipe.force:
-        return (
-            f"{format} on {device} is emulated by {found[0].name}, so its latency would be that of floats: "
-            f"workload=accuracy takes it, precision.force=true measures it all the same"
-        )
-    return sorted(real or found, key=lambda item: (item.support.rank, item.name))
+    if real or (found and (cell.workload.task != "generate" or recipe.force)):
+        return sorted(real or found, key=lambda item: (item.support.rank, item.name))
+    format, device = cell.precision.name, cell.device.name
+    # What has the format on this device says what is in the way; the others only that they do not have it.
+    near = [f"{name}: {reason}" for name, reason in reasons.items() if _has(name, cell)]
+    serving = [name for name in names if cell.engine.name in providers.get(name).engines]
+    if not near and len(serving) == 1:  # an engine with a library of its own
+        near = [f"{name}: {reasons[name]}" for name in serving if name in reasons]
+    if near or not found:
+        why = f". {'; '.join(near)}" if near else ""
+        return f"no provider has precision={format} on {device} with engine={cell.engine.name} and these settings{why}"
+    return (
+        f"{format} on {device} is emulated by {found[0].name}, so its latency would be that of floats: "
+        f"workload=accuracy takes it, precision.force=true measures it all the same"
+    )
+
+
+def _has(name: str, cell: Cell) -> bool:
+    """Whether a provider has real kernels for the cell's format, engine and device, leaving settings aside."""
+    cls = providers.get(name)
+    support = cls().support(cell.precision.name, cell.device.name)
+    return isinstance(support, Support) and support.kernels == REAL and cell.engine.name in cls.engines
 
 
 def _asked(provider: Provider, cell: Cell, recipe: LowBit) -> Support | str:

@@ -20,10 +20,14 @@ STATE = "weights.pt"
 def linears(
     model: Any, recipe: LowBit, provider: Provider, device: torch.device
 ) -> Iterator[tuple[Any, str, torch.nn.Linear]]:
-    """The linear layers to convert: (the module that holds it, its name there, the layer)."""
+    """The linear layers to convert: (the module that holds it, its name there, the layer).
+
+    Each is on the device when it comes, unless the provider wants its floats elsewhere.
+    """
+    place = provider.place(device)
     for parent, name, layer in asked(model, recipe):
         if provider.fits(layer, recipe, device):
-            yield parent, name, layer
+            yield parent, name, layer.to(place)
 
 
 def asked(model: Any, recipe: LowBit) -> list[tuple[Any, str, torch.nn.Linear]]:
@@ -36,6 +40,24 @@ def asked(model: Any, recipe: LowBit) -> list[tuple[Any, str, torch.nn.Linear]]:
         for name, layer in parent.named_children()
         if type(layer) is torch.nn.Linear and not recipe.skipped(f"{prefix}.{name}".lstrip("."))
     ]
+
+
+def move(model: Any, device: torch.device) -> Any:
+    """Bring what is still elsewhere to the device; packed tensors are there, and tied ones stay tied."""
+    import torch
+
+    moved: dict[int, Any] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is None or tensor.device.type == device.type:
+                    continue
+                if id(tensor) not in moved:
+                    there = tensor.data.to(device)
+                    is_weight = isinstance(tensor, torch.nn.Parameter)
+                    moved[id(tensor)] = torch.nn.Parameter(there, requires_grad=False) if is_weight else there
+                held[name] = moved[id(tensor)]
+    return model
 
 
 def left_out(model: Any, recipe: LowBit, name: str, provider: Provider, device: torch.device) -> tuple[str, ...]:
