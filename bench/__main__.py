@@ -18,6 +18,7 @@ usage: bench COMMAND [...]
   plan [overrides] [-m]   the cells, what would be skipped and why, predicted memory
   report FOLDER...        show results again: terminal, report.md, report.html
   doctor                  what this machine can run, or why not and what to install
+  stack list|create NAME  environments for libraries whose pins exclude each other
 
   compare BASE CAND       is the candidate slower or less accurate? A gate for CI
   noise RESULTS...        how much a machine varies by itself: the noise floor of comparisons
@@ -65,6 +66,13 @@ def doctor(arguments: list[str]) -> int:
     return doctor.main(arguments)
 
 
+def stack(arguments: list[str]) -> int:
+    """Environments with other pins."""
+    from . import install
+
+    return install.main(arguments)
+
+
 def compare(arguments: list[str]) -> int:
     """Compare results; its exit statuses are those of `bench compare --help`."""
     from .compare import cli
@@ -96,6 +104,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plan": plan,
     "report": report,
     "doctor": doctor,
+    "stack": stack,
     "compare": compare,
     "noise": noise,
     "ab": ab,

@@ -104,6 +104,8 @@ class Cell:
     """Interpreter of the worker; None is the one that runs the parent."""
     env: tuple[tuple[str, str], ...] = ()
     """Environment variables of the worker, as a sweep axis."""
+    stack_env: tuple[tuple[str, str], ...] = ()
+    """Those that the stack sets."""
     iterations: int = 10
     warmup: int = 3
     seed: int = 0
@@ -114,6 +116,8 @@ class Cell:
         fields = self.to_json()
         for axis in CHOICES:
             del fields[axis]["hidden"]
+        if not self.stack_env:  # so that the cells of earlier runs keep their ids
+            del fields["stack_env"]
         for item in dataclasses.fields(self.workload):
             if not item.compare:
                 del fields["workload"][item.name]
@@ -124,7 +128,7 @@ class Cell:
     def load_key(self) -> tuple[object, ...]:
         """Cells with the same key share one loaded model, and so one `Job`."""
         return (self.model, self.engine, self.precision, self.device, self.launcher, self.world_size, self.tp,
-                self.stack, self.python, self.env, self.seed)  # fmt: skip
+                self.stack, self.python, self.env, self.stack_env, self.seed)  # fmt: skip
 
     def axes(self) -> dict[str, Scalar]:
         """The key columns of results.csv, in their order. No path of the user's machine is in it."""
@@ -189,7 +193,8 @@ class Cell:
         fields["model"] = Model(**fields["model"])
         kind = Evaluate if "task" in fields["workload"] else Generate
         fields["workload"] = kind(**fields["workload"])
-        fields["env"] = tuple((name, value) for name, value in fields["env"])
+        for key in ("env", "stack_env"):
+            fields[key] = tuple((name, value) for name, value in fields.get(key, ()))
         return cls(**fields)
 
 

@@ -37,6 +37,7 @@ from .config import (
 )
 from .errors import ConfigError, did_you_mean
 from .models.spec import Model
+from .stacks import Stack
 
 PACKAGE = Path(__file__).parent
 COMPLETION = ("-sc", "--shell-completion", "--shell_completion")
@@ -66,6 +67,8 @@ def compose(arguments: Sequence[str], program: str = "bench run") -> tuple[list[
         points.append(config)
 
     _register()
+    if any(argument.startswith("python=") for argument in arguments):
+        _register_labels(arguments)
     arguments = _flags_first(_settings_of_swept([new for argument in arguments for new in _rewrite(argument)]))
     before = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     with tempfile.TemporaryDirectory() as scratch:  # Hydra insists on writing a multirun.yaml
@@ -153,16 +156,25 @@ def _register() -> None:
         store.store(group=axis, name="auto", node={"name": "auto"})
 
 
+def _register_labels(arguments: Iterable[str]) -> None:
+    """`stack=NAME python=INTERPRETER`: with an interpreter of its own, a stack needs a name and nothing else."""
+    known = {path.stem for path in (configs_folder() / "stack").glob("*.yaml")}
+    for key, _, value in (argument.partition("=") for argument in arguments):
+        for name in value.split(",") if key == "stack" else ():
+            if name not in known and re.fullmatch(r"[A-Za-z0-9_.+-]+", name):
+                ConfigStore.instance().store(group="stack", name=name, node={"name": name})
+
+
 def _rewrite(argument: str) -> list[str]:
     """Let people type what they mean: `model=` takes hub ids and folders too, `env.X=` adds a variable."""
     key, equals, value = argument.partition("=")
     if not equals:
         return [argument]
-    if value.startswith("[") and key in (*AXES, "model", "workload"):
+    if value.startswith("[") and key in (*AXES, "model", "workload", "stack"):
         raise ConfigError(f"{key} takes one value: sweep several with -m {key}={value.strip('[]')}")
     if key == "model":
         return [f"model={','.join(_model_option(item) for item in value.split(','))}"]
-    if key == "env" or key.startswith("env."):
+    if key == "env" or key.startswith(("env.", "stack.env.")):
         return [f"++{argument}"]
     return [argument]
 
@@ -241,6 +253,8 @@ def _unknown_key(key: str, node: str) -> str:
         return did_you_mean("key", key, [item.name for item in fields(BenchConfig)] + ["experiment"])
     if parent == "model":
         return did_you_mean("key in model", last, [item.name for item in fields(Model)])
+    if parent == "stack":
+        return did_you_mean("key in stack", last, [item.name for item in fields(Stack)])
     if parent == "accuracy":
         return did_you_mean("key in accuracy", last, [item.name for item in fields(AccuracyConfig)])
     classes = (cls for registry in AXES.values() for _, cls in registry.items())

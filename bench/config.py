@@ -24,6 +24,7 @@ from .launchers.base import launchers
 from .models.spec import Model
 from .precisions.base import precisions
 from .registry import Registry
+from .stacks import CURRENT, Stack
 from .tensor_parallel import tensor_parallel
 
 AXES: dict[str, Registry[Any]] = {
@@ -90,10 +91,10 @@ class BenchConfig:
     seed: int = 0
     world_size: int = 1
     tp: str = "none"
-    stack: str | None = None
-    """Label of the worker's environment; by default `current`, or the name of the environment `python` is in."""
+    stack: Any = None
+    """Option of configs/stack: the worker's environment. With `python`, a label; by default its environment's name."""
     python: str | None = None
-    """Interpreter of the worker."""
+    """Interpreter of the worker, instead of the stack's."""
     env: Any = field(default_factory=dict)
     """Environment variables of the worker; a list of values is an axis."""
     check_memory: bool = True
@@ -129,18 +130,19 @@ def request(config: Mapping[str, Any]) -> Request:
     names = [item.name for item in dataclasses.fields(BenchConfig)]
     _known("key", options, names)
     for name in names:  # what ~name leaves behind
-        if name not in options or (options[name] is None and name in (*AXES, "model", "workload")):
+        if name not in options or (options[name] is None and name in (*AXES, "model", "workload", "stack")):
             raise ConfigError(f"{name} has been removed: give it a value with {name}=")
     workload = _one_of("workload", options["workload"]["name"], WORKLOADS)
-    python = _interpreter(options["python"])
+    stack, python = _stack(options["stack"], options["python"])
     model = _model(options["model"], options["weights"])
     shared: dict[str, Any] = {
         "model": model,
         **{axis: _choice(axis, options[axis]) for axis in AXES},
         "world_size": _integer("world_size", options["world_size"], 1),
         "tp": _one_of("tp", options["tp"], ["none", *tensor_parallel.names()]),
-        "stack": options["stack"] or (Path(python).parent.parent.name if python else "current"),
+        "stack": stack.name,
         "python": python,
+        "stack_env": tuple(sorted(stack.env.items())),
         "iterations": _integer("iterations", options["iterations"], 1),
         "warmup": _integer("warmup", options["warmup"], 0),
         "seed": _integer("seed", options["seed"], 0, maximum=2**63 - 1),
@@ -258,6 +260,10 @@ def _model(node: Mapping[str, Any], weights: str | None) -> Model:
     return model
 
 
+_OFTEN_SET = {"revision": None, "trust_remote_code": False}
+"""Keys of a model without a YAML that overrides such as model.trust_remote_code=true need to find."""
+
+
 def local_model(folder: str) -> dict[str, Any]:
     """The `model` node of a local folder. Raises ConfigError when it holds no model."""
     path = Path(folder).expanduser().resolve()
@@ -269,12 +275,12 @@ def local_model(folder: str) -> dict[str, Any]:
         ) from None
     except ValueError as error:
         raise ConfigError(f"model={folder}: config.json is not JSON: {error}") from None
-    return {"name": path.name, "source": "path", "path": str(path), "architecture": architecture}
+    return {"name": path.name, "source": "path", "path": str(path), "architecture": architecture, **_OFTEN_SET}
 
 
 def hub_model(model_id: str) -> dict[str, Any]:
     """The `model` node of a hub id that has no YAML: its shape is known after loading only."""
-    return {"name": model_id.rpartition("/")[2].lower(), "id": model_id, "source": "hub"}
+    return {"name": model_id.rpartition("/")[2].lower(), "id": model_id, "source": "hub", **_OFTEN_SET}
 
 
 def _choice(axis: str, node: Mapping[str, Any]) -> Choice:
@@ -318,14 +324,25 @@ def _name(name: str | None) -> str | None:
     return name
 
 
-def _interpreter(python: str | None) -> str | None:
+def _stack(node: Mapping[str, Any], python: str | None) -> tuple[Stack, str | None]:
+    """The stack, and the interpreter of its worker: `python`, or what the stack says; None is the current one."""
+    _known("key in stack", node, [item.name for item in dataclasses.fields(Stack)])
+    stack = Stack.of(node)
     if python is None:
-        return None
+        own = stack.interpreter()
+        return stack, _interpreter("python" if stack.python is None else "stack.python", own) if own else None
+    path = _interpreter("python", python)
+    if stack.name == CURRENT:
+        stack = dataclasses.replace(stack, name=Path(path).parent.parent.name)
+    return stack, path
+
+
+def _interpreter(key: str, python: str) -> str:
     path = Path(python).expanduser()
     if not path.is_file():
-        raise ConfigError(f"python={python} is not an interpreter: no such file")
+        raise ConfigError(f"{key}={python} is not an interpreter: no such file")
     if not os.access(path, os.X_OK):
-        raise ConfigError(f"python={python} is not an interpreter: it cannot be executed")
+        raise ConfigError(f"{key}={python} is not an interpreter: it cannot be executed")
     return str(path.absolute())
 
 

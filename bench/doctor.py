@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
-from . import __version__
+from . import __version__, install
 from .cell import Cell, Choice, Generate
-from .engines.base import engines
+from .engines.base import Engine, engines
 from .errors import ConfigError
 from .hardware import probe
 from .launchers.base import Launcher, launchers
@@ -76,10 +76,13 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
             if issubclass(cls, LowBit):
                 yield _format(name, cls, usable, found["versions"])
                 continue
+            if issubclass(cls, Engine) and cls.library and cls.library not in found["versions"]:
+                yield _line(name, False, f"stack={cls.stack} has {cls.library}, which it needs: {_about(cls)}")
+                continue
             reasons = {kind: cls().unsupported(_cell(kind, axis, name)) for kind in usable}
             works = [kind for kind, reason in reasons.items() if reason is None]
             refusals = "; ".join(f"{kind}: {reason}" for kind, reason in reasons.items() if reason)
-            about = (cls.__doc__ or "").strip().splitlines()[0]
+            about = _about(cls)
             version = cls().about() if works and issubclass(cls, Launcher) else ""
             about = f"{version}. {about}" if version else about
             yield _line(name, bool(works), f"{', '.join(works) or refusals}: {about}")
@@ -87,11 +90,11 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
     yield "providers of low-bit precisions"
     for name, each in providers.items():
         installed = _version(name, found["versions"])
-        how = f"pip install 'bench[{each.extra}]'" if each.extra else "see bench stack list"
-        about = (each.__doc__ or "").strip().splitlines()[0]
-        yield _line(
-            name, installed is not None, f"{how if installed is None else installed or 'built in'}: {about}", 18
-        )
+        state = (each.source() or "not installed") if installed is None else installed or "built in"
+        yield _line(name, installed is not None, f"{state}: {_about(each)}", 22)
+    yield ""
+    yield "stacks"
+    yield from install.lines()
     for kind, peaks in found.get("peaks", {}).items():
         yield ""
         yield f"peaks of {kind}, measured now"
@@ -104,6 +107,10 @@ def _lines(found: dict[str, Any]) -> Iterable[str]:
 
 def _line(name: str, usable: bool, text: str, width: int = 12) -> str:
     return f"  {name:{width}} {'yes' if usable else 'no':3}  {text}"
+
+
+def _about(cls: type) -> str:
+    return (cls.__doc__ or "").strip().splitlines()[0]
 
 
 def _format(name: str, cls: type[LowBit], kinds: list[str], versions: dict[str, str]) -> str:
@@ -123,7 +130,7 @@ def _format(name: str, cls: type[LowBit], kinds: list[str], versions: dict[str, 
         works |= bool(found[""] or (found["emulated by "] and not wanted))
         told = "; ".join(title + ", ".join(names) for title, names in found.items() if names)
         parts.append(f"{kind}: {told or 'nobody'}")
-    return _line(name, works, f"{'. '.join(parts)}: {(cls.__doc__ or '').strip().splitlines()[0]}")
+    return _line(name, works, f"{'. '.join(parts)}: {_about(cls)}")
 
 
 def _version(provider: str, versions: dict[str, str]) -> str | None:

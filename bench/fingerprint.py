@@ -21,10 +21,12 @@ ADAPTERS = (
     "neural-compressor", "intel-extension-for-pytorch", "ipex-llm", "lm-eval", "triton", "pytorch-triton-xpu",
 )  # fmt: skip
 """Libraries that can change a number when a worker has imported them."""
+MODULES = {"neural-compressor-pt": "neural_compressor", "pytorch-triton-xpu": "triton"}
+"""What they are imported as, where that is not the name with underscores."""
 
 _VARIABLES = re.compile(
     r"^(SYCL|ONEAPI|ZE|ZEL|CCL|ONECCL|IPEX|BIGDL|OMP|KMP|MKL|GOMP|ONEDNN|DNNL|TORCH|TORCHINDUCTOR|PYTORCH|CUDA|NCCL|UR|I_MPI|FI|"
-    r"DS|BENCH_DS|ENABLE_SDP|USE_XETLA|LD_PRELOAD|MALLOC|UMF|TRITON)(_|$)"
+    r"DS|BENCH_DS|ENABLE_SDP|USE_XETLA|INC|LD_PRELOAD|MALLOC|UMF|TRITON)(_|$)"
 )
 _PRIVATE = re.compile(r"TOKEN|SECRET|PASSWORD|KEY|CREDENTIAL", re.IGNORECASE)
 
@@ -39,7 +41,7 @@ def collect(device: Device, revision: str = "") -> dict[str, Scalar]:
         "threads": torch.get_num_threads() if torch else "",
         "torch": torch.__version__ if torch else "",
         "transformers": _version("transformers") if "transformers" in sys.modules else "",
-        "adapters": " ".join(f"{name}={_version(name)}" for name in ADAPTERS if name.replace("-", "_") in sys.modules),
+        "adapters": " ".join(f"{name}={version}" for name, version in _adapters()),
         "python": platform.python_version(),
         "bench": __version__,
         "git": git_commit(),
@@ -54,9 +56,9 @@ def collect(device: Device, revision: str = "") -> dict[str, Scalar]:
 
 
 def variables() -> dict[str, str]:
-    """The set variables that steer the libraries below; values that look like a path are replaced by `<path>`."""
+    """The set variables that steer the libraries below; what looks like a path is replaced by `<path>`."""
     return {
-        name: "<path>" if "/" in value or "\\" in value else value
+        name: _public(name, value)
         for name, value in sorted(os.environ.items())
         if _VARIABLES.match(name) and not _PRIVATE.search(name)
     }
@@ -74,6 +76,19 @@ def git_commit() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return commit.stdout.strip() + ("+" if dirty.returncode else "")
+
+
+def _adapters() -> list[tuple[str, str]]:
+    """The adapters that were imported, with their versions."""
+    imported = [name for name in ADAPTERS if MODULES.get(name, name.replace("-", "_")) in sys.modules]
+    return [(name, version) for name in imported if (version := _version(name))]
+
+
+def _public(name: str, value: str) -> str:
+    """A value without paths; of a preloaded library the name stays."""
+    if name == "LD_PRELOAD":
+        return ":".join(re.sub(r"^.*/", "<path>/", part) for part in re.split(r"[: ]", value) if part)
+    return "<path>" if "/" in value or "\\" in value else value
 
 
 def _version(distribution: str) -> str:

@@ -1,9 +1,9 @@
 """The two observers that `generate` accepts without being patched: a stopping criterion and a logits processor.
 
 A stopping criterion is called exactly once per output token in greedy search, sampling and beam search, in every
-version of transformers since 4.38, after the token has been chosen. (Streamers refuse beams; a hook on forward lands
+version of transformers since 4.39, after the token has been chosen. (Streamers refuse beams; a hook on forward lands
 inside compiled graphs.) In beam search it is called before the step's last bookkeeping, which falls into the next
-interval.
+interval. Before 4.39 it is not asked about the last token, whose step then ends where `generate` returns.
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import transformers
 from transformers import LogitsProcessor, StoppingCriteria
+
+ASKED_EVERY_TIME = tuple(int(part) for part in transformers.__version__.split(".")[:2]) >= (4, 39)
+"""Whether criteria are asked after the last token, too, and answer for each sequence and not for all."""
 
 
 class _StepHook(StoppingCriteria):  # type: ignore[misc]  # transformers has no types
@@ -20,8 +24,10 @@ class _StepHook(StoppingCriteria):  # type: ignore[misc]  # transformers has no 
         self._on_step = on_step
         self._go_on: torch.Tensor | None = None
 
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor | bool:
         self._on_step()
+        if not ASKED_EVERY_TIME:
+            return False
         if self._go_on is None or self._go_on.shape[0] != input_ids.shape[0]:
             self._go_on = torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
         return self._go_on

@@ -44,7 +44,7 @@ AXES = (
     Column("launcher", "key", "how the worker's processes are started"),
     Column("tp", "key", "tensor parallelism: none, deepspeed or transformers"),
     Column("world_size", "key", "number of ranks", "count"),
-    Column("stack", "key", "the interpreter with its pins"),
+    Column("stack", "key", "the worker's environment: an option of configs/stack, or a label"),
     Column("task", "key", "generate, or the name of an lm-eval task"),
     Column("env", "key", "environment variables set as a sweep axis"),
 )

@@ -7,6 +7,7 @@ machine has, so that the same release of torch gives the same weights.
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import random
 import sys
@@ -151,6 +152,19 @@ def save(folder: Path) -> None:
     model, words = train()
     model.half().save_pretrained(folder)
     words.save_pretrained(folder)
+    for_old_releases(folder)
+
+
+def for_old_releases(folder: Path) -> None:
+    """Write the tokenizer so that transformers 4.37 with tokenizers 0.15 reads it as today's do, to the same ids."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    content["model"]["merges"] = [" ".join(pair) for pair in content["model"]["merges"]]
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    path = folder / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_prefix_space": True}
+    path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
 if __name__ == "__main__":

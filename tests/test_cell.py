@@ -35,6 +35,7 @@ OTHER: dict[str, Any] = {
     "stack": "ipex-2.8",
     "python": "/opt/python",
     "env": (("OMP_NUM_THREADS", "8"),),
+    "stack_env": (("A", "1"),),
     "iterations": 11,
     "warmup": 4,
     "seed": 1,

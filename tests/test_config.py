@@ -277,7 +277,7 @@ def test_the_stack_is_named_after_the_environment_of_the_interpreter(tmp_path: P
     [
         ("--help", ["usage: bench COMMAND", "130 interrupted"]),
         ("--version", ["bench 0."]),
-        ("run --help", ["model: ", "llama-2-7b", "engine: ", "eager, static", "num_beams:"]),
+        ("run --help", ["model: ", "llama-2-7b", "engine: ", "ipex_llm, static", "num_beams:"]),
         ("run --cfg job", ["name: tiny", "iterations: 10"]),
         ("run batch_size=2 --cfg job warmup=1 --resolve", ["batch_size: 2", "warmup: 1"]),
         ("plan device=fake num_beams=1", ["job 1: tiny (random weights, 9.5 MiB) bf16 eager on fake (16.0 GiB)"]),

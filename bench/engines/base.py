@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..record import ModelCost, Weights
 from ..registry import Registry
@@ -36,9 +36,18 @@ class Engine:
     `unsupported` and `compiles` are asked while planning, without torch; everything else runs in the worker.
     """
 
+    library: ClassVar[str] = ""
+    """Distribution that it needs beside torch and transformers; blank for none."""
+    stack: ClassVar[str] = ""
+    """The stack that has it."""
+
     def unsupported(self, cell: Cell) -> str | None:
         """Why this engine cannot run the cell, in one line; None when it can."""
         raise NotImplementedError
+
+    def environment(self, cell: Cell) -> dict[str, str]:
+        """Variables that the worker's process needs from its start; those that the user or the stack set win."""
+        return {}
 
     def compiles(self, cell: Cell) -> bool:
         """Whether the cell's first calls compile, so that `compile_s` means something."""

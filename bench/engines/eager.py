@@ -86,7 +86,7 @@ class Eager(Engine):
         """One call of `model.generate`; returns the ids, shape [batch_size, input_tokens + output_tokens]."""
         import torch
 
-        from ..hooks import finite_watch, step_hook
+        from ..hooks import ASKED_EVERY_TIME, finite_watch, step_hook
 
         watch = finite_watch() if check_finite else None
         with torch.inference_mode():
@@ -96,6 +96,8 @@ class Eager(Engine):
                 stopping_criteria=[step_hook(on_step)],
                 logits_processor=[watch] if watch else [],
             )
+        if not ASKED_EVERY_TIME:
+            on_step()
         if watch and not watch.finite():
             raise NonFinite(
                 "the scores hold NaN or infinity, so the tokens mean nothing: "

@@ -58,6 +58,16 @@ def module_argv(python: str | None, module: str, *arguments: str) -> tuple[str, 
     return (python or sys.executable, str(Path(__file__).parent.parent / "start.py"), module, *arguments)
 
 
+def variables(cell: Cell) -> dict[str, str]:
+    """Variables of the worker: what its engine needs and nobody has set, its stack's, its own."""
+    from ..engines.base import engines
+
+    engine = engines.get(cell.engine.name)(**cell.engine.kwargs)
+    said = {*os.environ, *dict(cell.stack_env), *dict(cell.env)} - {"LD_PRELOAD"}
+    needed = {name: value for name, value in engine.environment(cell).items() if name not in said}
+    return {**needed, **dict(cell.stack_env), **dict(cell.env)}
+
+
 def rank_env(cell: Cell, ranks_per_node: int, threads: int | None, pin: bool) -> dict[str, str]:
     """Variables of every rank, whatever starts it. Those of the cell's `env` axis win.
 
@@ -65,7 +75,7 @@ def rank_env(cell: Cell, ranks_per_node: int, threads: int | None, pin: bool) ->
     unset one; set, it makes Hydra prefix every fragment of a line.
     """
     chosen = str(threads) if threads else os.environ.get("OMP_NUM_THREADS") or str(affinity.threads(ranks_per_node))
-    return {"OMP_NUM_THREADS": chosen, "BENCH_PIN": "1" if pin else "0", "PYTHONUNBUFFERED": "", **dict(cell.env)}
+    return {"OMP_NUM_THREADS": chosen, "BENCH_PIN": "1" if pin else "0", "PYTHONUNBUFFERED": "", **variables(cell)}
 
 
 def search_path(python: str | None) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .base import Command, Launcher, launchers, worker_argv
+from .base import Command, Launcher, launchers, variables, worker_argv
 
 if TYPE_CHECKING:
     from ..cell import Cell, Job
@@ -26,4 +26,4 @@ class Local(Launcher):
     def command(self, job: Job, folder: Path) -> Command:
         """The worker, with the cells' environment variables."""
         cell = job.cells[0]
-        return Command(worker_argv(cell.python, folder), dict(cell.env))
+        return Command(worker_argv(cell.python, folder), variables(cell))

@@ -139,7 +139,7 @@ class LowBit(Precision):
         from ..providers.store import store
 
         provider, dtype = chosen.provider, getattr(torch, self.dtype)
-        place = (chosen.name, provider.version(), device.type)
+        place = (chosen.name + provider.variant(cell), provider.version(), device.type)
         if self.save:
             saved = store(cell, *place, build.cached_commit(cell.model))
             if saved.exists():

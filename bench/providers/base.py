@@ -47,6 +47,8 @@ class Provider:
     """What has to be importable."""
     extra: ClassVar[str] = ""
     """Optional dependency of bench that installs it; blank when only a stack has it."""
+    stack: ClassVar[str] = ""
+    """The stack that has it, then."""
     engines: ClassVar[tuple[str, ...]] = ("eager", "static", "compiled")
     """Engines that run what it converts."""
 
@@ -63,8 +65,15 @@ class Provider:
         absent = [name for name in self.modules if importlib.util.find_spec(name) is None]
         if not absent:
             return None
-        how = f"pip install 'bench[{self.extra}]'" if self.extra else "bench stack list says which stack has it"
-        return f"{' and '.join(absent)} cannot be imported in the worker's interpreter: {how}"
+        how = f": {self.source()}" if self.source() else ""
+        return f"{' and '.join(absent)} cannot be imported in the worker's interpreter{how}"
+
+    @classmethod
+    def source(cls) -> str:
+        """What to do to have it; blank where nothing is known that helps."""
+        if cls.extra:
+            return f"pip install 'bench[{cls.extra}]'"
+        return f"stack={cls.stack} has it" if cls.stack else ""
 
     def version(self) -> str:
         """Version of the library; blank for what is built in, or not installed as a distribution."""
@@ -72,6 +81,10 @@ class Provider:
             return metadata.version(self.library) if self.library else ""
         except metadata.PackageNotFoundError:
             return ""
+
+    def variant(self, cell: Cell) -> str:
+        """What else decides the saved weights, such as the engine that they are for."""
+        return ""
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """The model, converted, on `device`; it came in `recipe.dtype` on `self.place(device)` and may be used up.

@@ -60,6 +60,9 @@ def candidates(cell: Cell, recipe: LowBit) -> list[Chosen] | str:
     format, device = cell.precision.name, cell.device.name
     # What has the format on this device says what is in the way; the others only that they do not have it.
     near = [f"{name}: {reason}" for name, reason in reasons.items() if _has(name, cell)]
+    serving = [name for name in names if cell.engine.name in providers.get(name).engines]
+    if not near and len(serving) == 1:  # an engine with a library of its own
+        near = [f"{name}: {reasons[name]}" for name in serving if name in reasons]
     if near or not found:
         why = f". {'; '.join(near)}" if near else ""
         return f"no provider has precision={format} on {device} with engine={cell.engine.name} and these settings{why}"
