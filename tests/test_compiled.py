@@ -18,6 +18,7 @@ from bench.cell import Cell, Choice, Generate
 from bench.compiled.linear import Linears
 from bench.compiled.step import Decoder, Shape
 from bench.engines import engines
+from bench.errors import Unsupported
 from bench.models import build
 from bench.models.spec import Model
 
@@ -213,10 +214,24 @@ def test_scores_that_are_no_numbers_are_seen():
 
 def test_a_family_with_other_arguments_to_attention_is_refused():
     from bench.compiled.attention import attend
-    from bench.errors import Unsupported
 
     with pytest.raises(Unsupported, match="gives its attention s_aux"):
         attend(torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 8), None, None, None, s_aux=torch.zeros(1))
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("llama", "no cache for chunked_attention of llama: use engine=eager"),
+        ("gptj", "no cache for chunked_attention, sliding_attention of gptj"),
+    ],
+)
+def test_layers_that_see_positions_in_other_ways_are_refused(family: str, reason: str):
+    made = model(family)
+    made.config.layer_types = ["sliding_attention", "chunked_attention"]
+    config = GenerationConfig(max_new_tokens=2)
+    with pytest.raises(Unsupported, match=reason):
+        Decoder(made, Shape.of(1, 20, config), config)
 
 
 @pytest.mark.parametrize(
@@ -251,8 +266,6 @@ def test_through_the_command(bench: Any):
 
 
 def test_other_transformers_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    from bench.errors import Unsupported
-
     monkeypatch.setattr(build, "RELEASE", (4, 57))
     with pytest.raises(Unsupported, match=r"needs transformers 5 or newer, found 4\.57"):
         engines.get("compiled")().imports()

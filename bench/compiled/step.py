@@ -15,6 +15,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from ..errors import Unsupported
 from .cache import Expanded, Place, SharedPrompt
 from .choose import Beams, Choice, Single
 
@@ -74,8 +75,7 @@ class Decoder:
         device = model.device
         self.model, self.shape = model, shape
         self.place = Place(shape.batch, shape.beams, shape.output, device, units, early)
-        interface = bool(getattr(model, "_supports_attention_backend", False))
-        self.cache = (SharedPrompt if interface else Expanded)(model, self.place, shape.prompt)
+        self.cache = _cache(model)(model, self.place, shape.prompt)
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
         self.run = self.step if compile_options is None else torch.compile(
@@ -113,6 +113,21 @@ class Decoder:
         finally:
             self.cache.decoding(False)
         return torch.cat([ids, choice.result(made)], dim=1)
+
+
+def _cache(model: Any) -> type[SharedPrompt] | type[Expanded]:
+    """The cache that the family's attention can use. Raises Unsupported where positions are seen in other ways."""
+    shares = bool(getattr(model, "_supports_attention_backend", False))
+    config = model.config.get_text_config(decoder=True)
+    known = {"full_attention", "sliding_attention"} if shares else {"full_attention"}
+    others = sorted(set(getattr(config, "layer_types", None) or ()) - known)
+    if others:
+        raise Unsupported(
+            f"engine=compiled has no cache for {', '.join(others)} of {config.model_type}: use engine=eager"
+        )
+    if not getattr(model, "_can_compile_fullgraph", False):
+        raise Unsupported(f"transformers has no static cache for {config.model_type}: use engine=eager")
+    return SharedPrompt if shares else Expanded
 
 
 def _choice(place: Place, config: GenerationConfig) -> Choice:
