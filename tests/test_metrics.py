@@ -31,6 +31,7 @@ def record(make: Any, **changes: Any) -> Record:
         "peak_reserved_bytes": 4e9,
         "total_memory_bytes": 5e9,
         "compiled": True,
+        "compiled_graphs": 2.0,
         "cost": ModelCost(
             weight_bytes=1000.0,
             kv_bytes_per_token=5.0,
@@ -48,6 +49,7 @@ def record(make: Any, **changes: Any) -> Record:
 # TPOT of the three iterations: (1.00 - 0.50) / 3, (0.80 - 0.40) / 3, (0.95 - 0.60) / 3.
 # Gaps, sorted: .10 .10 .10 .10 .11 .12 .14 .14 .20.
 # Bytes of a step: 1000 + 2 * 4 * 5 * (10 + 4 / 2) = 1480.
+# Bytes that none can avoid, the prompt once for its beams: 1000 + 2 * 10 * 5 + 2 * 4 * 4 / 2 * 5 = 1180.
 # FLOPs of prefill: 2 * (2 * (400 - 100) * 10 + 2 * 100 + 4 * 6 * 10 * 10 / 2) = 14800.
 TPOT = 0.40 / 3
 EXPECTED = {
@@ -68,8 +70,11 @@ EXPECTED = {
     "load_s": 7.5,
     "first_call_s": 3.35,
     "compile_s": 3.35 - 0.95,
+    "compiled_graphs": 2.0,
     "hook_s": 2e-6,
     "residual_s": 0.04,
+    "tpot_floor_s": 1180 / (2 * 1e4),
+    "tpot_over_floor": TPOT / (1180 / (2 * 1e4)),
     "mbu": 1480 / (TPOT * 2 * 1e4),
     "mbu_datasheet": 1480 / (TPOT * 2 * 2e4),
     "mfu": 14800 / (0.50 * 2 * 2e5),

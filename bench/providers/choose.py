@@ -30,7 +30,8 @@ def choose(cell: Cell, recipe: LowBit) -> Chosen:
     reasons = {item.name: item.provider.missing() for item in found}
     usable = next((item for item in found if reasons[item.name] is None), None)
     if usable is None:
-        raise Unsupported("; or ".join(f"provider={name}: {reason}" for name, reason in reasons.items()))
+        near = [item.name for item in found if item.provider.extra] or list(reasons)  # a stack is the longer way
+        raise Unsupported("; or ".join(f"provider={name}: {reasons[name]}" for name in near))
     return usable
 
 
