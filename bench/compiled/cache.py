@@ -8,6 +8,7 @@ import torch
 from transformers import Cache, DynamicCache, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 
+from ..errors import Unsupported
 from .attention import NAME, Parts
 
 
@@ -77,7 +78,7 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
         """Prompts, of shape [batch, heads, length, size], are kept and given back; one new position becomes `Parts`."""
         if self.filling:
             if key_states.shape != value_states.shape:
-                raise NotImplementedError("keys and values of different sizes")
+                raise Unsupported("engine=compiled needs keys and values of one size: use engine=eager")
             if not self.is_initialized:
                 self.lazy_initialization(key_states, value_states)
             self.prompt_keys[:, :, : key_states.shape[2]] = key_states
