@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -210,6 +211,18 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Any:
         return dict(answers[name])
 
     return ask
+
+
+def test_neural_compressor_leaves_no_folder_where_the_user_is(tmp_path: Path):
+    if importlib.util.find_spec("neural_compressor") is None:
+        pytest.skip("neural-compressor is not installed")
+    code = (
+        "from bench.providers.neural_compressor import work_elsewhere as go; go(); "
+        "import neural_compressor.torch.algorithms.layer_wise"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, check=True, capture_output=True)
+    assert not list(tmp_path.iterdir())
 
 
 ON_CPU = ["auto_round", "bitsandbytes", "neural_compressor", "rounding", "torchao"]

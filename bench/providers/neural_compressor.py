@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 from .base import EMULATED, Provider, Support, providers
@@ -56,6 +57,8 @@ class NeuralCompressor(Provider):
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
         """Prepare, show it the text where the algorithm wants some, convert."""
         import torch
+
+        work_elsewhere()
         from neural_compressor.torch.quantization import convert, prepare
 
         passages = _passages(cell, recipe) if recipe.algorithm != "rtn" else []
@@ -80,6 +83,8 @@ class NeuralCompressor(Provider):
         if (folder / STATE).exists():
             return read_state(skeleton(), folder, device)
         import torch
+
+        work_elsewhere()
         from neural_compressor.torch.quantization import load
 
         model = load(str(folder), original_model=_cast(skeleton(), torch.float32))
@@ -89,6 +94,13 @@ class NeuralCompressor(Provider):
         model.load_state_dict(rest, strict=False)
         model.tie_weights()
         return _same_dtype(_cast(model, getattr(torch, recipe.dtype)))
+
+
+def work_elsewhere() -> None:
+    """Keep the library's `nc_workspace`, which it would make in the user's current folder, among temporary files."""
+    from neural_compressor.common import set_workspace
+
+    set_workspace(str(Path(gettempdir()) / "nc_workspace"))
 
 
 def _config(model: Any, cell: Cell, recipe: LowBit) -> Any:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import LoadError
 from .base import Provider, Support, providers
+from .neural_compressor import work_elsewhere
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,8 @@ class NeuralCompressorIpex(Provider):
         ]
         with _no_exit():
             import intel_extension_for_pytorch  # noqa: F401  # before neural-compressor, which looks for it
+
+            work_elsewhere()
             from neural_compressor.transformers import RtnConfig
             from neural_compressor.transformers.quantization.utils import convert_to_quantized_model, save_low_bit
 
@@ -116,6 +119,8 @@ class NeuralCompressorIpex(Provider):
 def _read(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     with _no_exit():
         import intel_extension_for_pytorch  # noqa: F401
+
+        work_elsewhere()
         from neural_compressor.transformers import AutoModelForCausalLM
 
         return _counted(AutoModelForCausalLM.from_pretrained(str(folder), device_map=device.type, torch_dtype=dtype))
