@@ -17,7 +17,7 @@ from ..devices.base import Device
 from ..errors import NonFinite, Unsupported
 from ..peaks import cache_folder
 from .base import Loaded, engines
-from .eager import Eager
+from .eager import NOT_FINITE, Eager
 from .static import compiled_graphs
 
 if TYPE_CHECKING:
@@ -115,8 +115,5 @@ class Compiled(Eager):
                 f"torch.compile cannot trace {type(loaded.handle).__name__}: {reason}: use engine=eager"
             ) from error
         if check_finite and not bool(decoder.choice.finite):
-            raise NonFinite(
-                "the scores hold NaN or infinity, so the tokens mean nothing: "
-                "try another precision, or check the weights"
-            )
+            raise NonFinite(NOT_FINITE)
         return output

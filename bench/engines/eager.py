@@ -13,6 +13,8 @@ from ..precisions.base import DTYPE_BYTES, precision_of
 from ..tensor_parallel import tensor_parallel
 from .base import Engine, Loaded, engines
 
+NOT_FINITE = "the scores hold NaN or infinity, so the tokens mean nothing: try another precision, or check the weights"
+
 
 @engines("eager")
 @dataclass(frozen=True)
@@ -99,10 +101,7 @@ class Eager(Engine):
         if not ASKED_EVERY_TIME:
             on_step()
         if watch and not watch.finite():
-            raise NonFinite(
-                "the scores hold NaN or infinity, so the tokens mean nothing: "
-                "try another precision, or check the weights"
-            )
+            raise NonFinite(NOT_FINITE)
         return output
 
     def generation_config(self, loaded: Loaded, work: Generate) -> Any:
