@@ -189,8 +189,8 @@ class Expanded:
 def move_rows(kept: torch.Tensor, parents: torch.Tensor, start: int) -> None:
     """Let row i of `kept` [rows, heads, length, size] hold what row parents[i] held, from position `start`.
 
-    An operator of its own, because Inductor (seen in torch 2.13 on CPU) makes of this gather, after the cache's index_copy_, a
-    loop that reads rows which it has already overwritten.
+    An operator of its own, because Inductor (seen in torch 2.13 on CPU) makes of this gather, after the cache's
+    index_copy_, a loop that reads rows which it has already overwritten.
     """
     own = kept[:, :, start:]
     own.copy_(own.index_select(0, parents))
