@@ -1,27 +1,30 @@
 """Which low-bit formats run on this device, by whom, how exact and how fast.
 
-    python -m benchmarks.precisions [DEVICE]        the table of docs/precisions.md: minutes, no network
+    python -m benchmarks.precisions [DEVICE [SECONDS]]       the table of docs/precisions.md: minutes, no network
     python -m benchmarks.precisions speed [OVERRIDE...]      decoding against bf16 by `bench run`, three processes each
 
-Every provider of every format in turn, in this process: the logits of tiny-trained (groups of 32, because its rows have
-32 and 64 columns) against fp32, its accuracy on the embedded task where lm-eval is installed, and the decoding of a
-Llama of 4 layers and hidden size 2048 with random weights (batch 1, eager), with bf16 measured before and after it.
+Every provider of every format in turn, real kernels first: the logits of tiny-trained (groups of 32, because its rows
+have 32 and 64 columns) against fp32, its accuracy on the embedded task where lm-eval is installed, and the decoding of
+a Llama of 4 layers with random weights (batch 1, eager), with bf16 measured before and after it. Its hidden size is
+2048 on CPU, and 4096 on a GPU. There the host takes most of an eager step, so one token's forward is also replayed as a
+CUDA graph. All in one process, and in a new one after a row that hung, died or broke the device. SECONDS bounds it all.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import importlib.util
 import json
 import logging
 import math
+import multiprocessing
 import platform
 import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from datetime import date
 from functools import partial
 from importlib import metadata
@@ -55,9 +58,16 @@ M214 = {
     "tie_word_embeddings": False,
 }  # fmt: skip
 MID = Model("llama-2048x4", weights="random", architecture=json.dumps(M214))
+WIDE = Model(
+    "llama-4096x4", weights="random",
+    architecture=json.dumps(M214 | {"hidden_size": 4096, "intermediate_size": 11008}),
+)  # fmt: skip
 WORK = Generate(input_tokens=32, output_tokens=9)
 SLOW = 3.0
 """Seconds of a call beyond which it is timed once."""
+START_S, ROW_S = 120.0, 60.0
+"""Seconds that a process has to get ready, and for a row."""
+PLAIN = ("fp32", "bf16", "fp16")
 
 
 @dataclasses.dataclass
@@ -75,6 +85,9 @@ class Row:
     tpot: float = math.nan
     gain: float = math.nan
     """TPOT of bf16, measured before and after, over that of the format."""
+    step: float = math.nan
+    """One token's forward as a CUDA graph, s."""
+    step_gain: float = math.nan
     note: str = ""
 
 
@@ -91,9 +104,20 @@ class Bench:
         ids = torch.arange(5, 133).view(2, 64).to(self.device.torch_type)
         self.logits = partial(self._logits, ids)
         self.reference = self.logits(self.load(self.tiny, Choice("fp32"), Evaluate("passages")))
-        self.plain = self.load(MID, Choice("bf16"), WORK)
-        self.inputs, _ = self.engine.prompts(self.plain, self.cell(MID, Choice("bf16"), WORK))
+        self.mid = MID if kind == "cpu" else WIDE
+        self.plain = self.load(self.mid, Choice("bf16"), WORK)
+        self.inputs, _ = self.engine.prompts(self.plain, self.cell(self.mid, Choice("bf16"), WORK))
         self.decode(self.plain)  # warm-up
+
+    def about(self) -> str:
+        """Machine and versions."""
+        versions = {name: metadata.version(name) for name in ("torch", "transformers", *ADAPTERS) if _has(name)}
+        return (
+            f"{date.today()}, {self.device.info()['device_name']}, {self.kind}, Python {platform.python_version()}, "
+            + ", ".join(f"{name} {version}" for name, version in versions.items())
+            + (f", {torch.get_num_threads()} threads" if self.kind == "cpu" else "")
+            + ".\n"
+        )
 
     def cell(self, model: Model, precision: Choice, work: Any) -> Cell:
         """A cell of the eager engine."""
@@ -122,32 +146,72 @@ class Bench:
                 break
         return median(found)
 
-    def row(self, format: str, provider: str, support: Support) -> Row:
-        """Everything about one format by one provider; what fails leaves its reason."""
-        row = Row(format, provider, support.kernels, note=support.note)
-        narrow = (("group_size", 32),) if precisions.get(format)().group_size != -1 else ()  # type: ignore[attr-defined]
-        try:
-            choice = Choice(format, (*narrow, ("provider", provider)))
-            work = Evaluate("passages")
-            loaded = self.load(self.tiny, choice, work)
-            found = self.logits(loaded)
-            row.error = float((found - self.reference).norm() / self.reference.norm())
-            with suppress(ImportError):
-                import lm_eval  # noqa: F401
+    def graph(self, loaded: Loaded) -> float:
+        """Seconds of one token's forward, replayed as a CUDA graph: the device's part alone."""
+        ids = self.inputs["input_ids"][:, :1]
+        with torch.inference_mode():
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(3):
+                    loaded.handle(ids, use_cache=False)
+            torch.cuda.current_stream().wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                loaded.handle(ids, use_cache=False)
+        found = []
+        for _ in range(5):
+            marks = [self.device.mark()]
+            for _ in range(20):
+                graph.replay()
+            marks.append(self.device.mark())
+            self.device.synchronize()
+            found.append(self.device.elapsed(marks)[0] / 20)
+        return median(found)
 
-                result = accuracy.evaluate(self.cell(self.tiny, choice, work), loaded.handle, lambda _: None)
-                scores = {score.name: score.value for score in result.scores}
-                row.acc, row.perplexity = scores["acc"], scores["perplexity"]
-            if support.kernels != EMULATED:
-                self._speed(row, Choice(format, (("provider", provider),)))
-        except Exception as error:  # a library's own: the table goes on
-            row.note = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+    def row(self, format: str, provider: str) -> Row:
+        """Everything about one format by one provider; each part that fails leaves its reason."""
+        row = Row(format, provider, bits={"fp32": 32.0, "bf16": 16.0, "fp16": 16.0}.get(format, math.nan))
+        settings: tuple[tuple[str, Any], ...] = ()
+        if provider:
+            support = providers.get(provider)().support(format, self.kind)
+            assert isinstance(support, Support)
+            row.kernels, row.note = support.kernels, support.note
+            narrow = precisions.get(format)().group_size != -1  # type: ignore[attr-defined]
+            settings = ((("group_size", 32),) if narrow else ()) + (("provider", provider),)
+        parts: list[Callable[[], None]] = [partial(self._exactness, row, Choice(format, settings))]
+        if row.kernels and row.kernels != EMULATED:
+            parts += [partial(self._speed, row, Choice(format, (("provider", provider),)))]
+        for part in parts:
+            try:
+                part()
+            except Exception as error:  # a library's own: the table goes on
+                why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+                row.note = f"{row.note}; {why}" if row.note else why
         gc.collect()
-        self.device.release_memory()
         return row
 
+    def alive(self) -> bool:
+        """Whether the device still answers."""
+        try:
+            self.device.synchronize()
+            self.device.release_memory()
+            return bool(torch.ones(8, device=self.device.torch_type).sum().item() == 8)
+        except Exception:
+            return False
+
+    def _exactness(self, row: Row, choice: Choice) -> None:
+        work = Evaluate("passages")
+        loaded = self.load(self.tiny, choice, work)
+        found = self.logits(loaded)
+        row.error = float((found - self.reference).norm() / self.reference.norm())
+        if importlib.util.find_spec("lm_eval"):
+            result = accuracy.evaluate(self.cell(self.tiny, choice, work), loaded.handle, lambda _: None)
+            scores = {score.name: score.value for score in result.scores}
+            row.acc, row.perplexity = scores["acc"], scores["perplexity"]
+
     def _speed(self, row: Row, choice: Choice) -> None:
-        loaded = self.load(MID, choice, WORK)
+        loaded = self.load(self.mid, choice, WORK)
         ends = 2 * self.plain.handle.get_input_embeddings().weight.numel()
         whole = sum(item.numel() for item in self.plain.handle.parameters())
         row.bits = (loaded.weights.packed_bytes - 2 * ends) * 8 / (whole - ends)
@@ -155,67 +219,141 @@ class Bench:
         self.decode(loaded)  # warm-up; some kernels pack here
         row.tpot = self.decode(loaded)
         row.gain = fmean((before, self.decode(self.plain))) / row.tpot
+        if self.kind == "cuda":
+            compiled = dataclasses.replace(self.cell(self.mid, choice, WORK), engine=Choice("compiled"))
+            refusal = precision_of(compiled).unsupported(compiled)
+            if refusal:
+                raise CellError(refusal)
+            plain = self.graph(self.plain)
+            row.step = self.graph(loaded)
+            row.step_gain = plain / row.step
 
 
-def table(kind: str) -> Iterator[str]:
-    """The lines of the table, as they become known."""
+def _serve(kind: str, pipe: Any) -> None:
+    """Rows for a parent that asks for them, until the device is broken."""
+    _hush()
     bench_ = Bench(kind)
-    versions = {name: metadata.version(name) for name in ("torch", "transformers", *ADAPTERS) if _has(name)}
-    yield (
-        f"{date.today()}, {bench_.device.info()['device_name']}, {kind}, Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + (f", {torch.get_num_threads()} threads" if kind == "cpu" else "")
-        + ".\n"
-    )
-    yield "| format | provider | kernels | bits | logits, relative error | accuracy | perplexity | TPOT | × bf16 | |"
-    yield "|---|---|---|---:|---:|---:|---:|---:|---:|---|"
-    plain = []
-    for name in ("fp32", "bf16", "fp16"):
-        loaded = bench_.load(bench_.tiny, Choice(name), Evaluate("passages"))
-        row = Row(name, "", "", 32.0 if name == "fp32" else 16.0)
-        row.error = float((bench_.logits(loaded) - bench_.reference).norm() / bench_.reference.norm())
-        with suppress(ImportError):
-            import lm_eval  # noqa: F401
+    pipe.send(bench_.about())
+    alive = True
+    while alive:
+        row = bench_.row(*pipe.recv())
+        alive = bench_.alive()
+        pipe.send((row, alive))
 
-            cell = bench_.cell(bench_.tiny, Choice(name), Evaluate("passages"))
-            scores = {s.name: s.value for s in accuracy.evaluate(cell, loaded.handle, lambda _: None).scores}
-            row.acc, row.perplexity = scores["acc"], scores["perplexity"]
-        plain.append(row)
-        yield _line(row)
-    seen: dict[tuple[str, str], str] = {}
-    nobody = []
+
+class Rows:
+    """A process that measures rows, and another one in its place after a row that it did not survive."""
+
+    def __init__(self, kind: str, seconds: float) -> None:
+        self.kind, self.end = kind, time.monotonic() + seconds
+        self.process: Any = None
+        self.pipe: Any = None
+        self.about = ""
+
+    def start(self) -> str | None:
+        """Why no process is ready to measure, in one line; None when one is."""
+        if self.process is None:
+            context = multiprocessing.get_context("spawn")
+            self.pipe, theirs = context.Pipe()
+            self.process = context.Process(target=_serve, args=(self.kind, theirs), daemon=True)
+            self.process.start()
+            theirs.close()
+            found = self._answer(START_S)
+            if isinstance(found, Row):
+                return found.note
+            self.about = found
+        return None
+
+    def row(self, format: str, provider: str = "", kernels: str = "") -> Row:
+        """The row, or what became of it."""
+        late = time.monotonic() > self.end
+        why = "not run: no time left" if late else self.start()
+        if why is None:
+            self.pipe.send((format, provider))
+            found = self._answer(ROW_S)
+            if isinstance(found, tuple):
+                row, alive = found
+                if not alive:
+                    self.stop()
+                return row  # type: ignore[no-any-return]
+            why = found.note
+        return Row(format, provider, kernels, note=why)
+
+    def _answer(self, seconds: float) -> Any:
+        """What the process sends; a row with a note when it does not."""
+        seconds = max(1.0, min(seconds, self.end - time.monotonic()))
+        why = f"no answer within {seconds:.0f} s"
+        try:
+            if self.pipe.poll(seconds):
+                return self.pipe.recv()
+        except (EOFError, OSError):
+            self.process.join(5)
+            why = f"the process died with exit status {self.process.exitcode}"
+        self.stop()
+        return Row("", "", note=why)
+
+    def stop(self) -> None:
+        """End the process, whatever it does."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join(5)
+            self.pipe.close()
+            self.process = None
+
+
+def table(kind: str, seconds: float) -> Iterator[str]:
+    """The lines of the table, as they become known."""
+    rows = Rows(kind, seconds)
+    why = rows.start()
+    if why:
+        yield f"Nothing could be measured on {kind}: {why}"
+        return
+    on_gpu = kind == "cuda"
+    yield rows.about
+    yield (
+        "| format | provider | kernels | bits | logits, relative error | accuracy | perplexity | TPOT | × bf16 | "
+        + ("as a graph | × bf16 | |" if on_gpu else "|")
+    )
+    yield "|---|---|---|---:|---:|---:|---:|---:|---:|" + ("---:|---:|---|" if on_gpu else "---|")
+    for name in PLAIN:
+        yield _line(rows.row(name), on_gpu)
     formats = [name for name, cls in precisions.items() if issubclass(cls, LowBit)]
+    wanted: list[tuple[str, str, str]] = []
     for format in formats:
-        found = False
         for provider, cls in providers.items():
             support = cls().support(format, kind)
-            if not isinstance(support, Support) or "eager" not in cls.engines or cls().missing():
-                continue
-            found = True
-            row = bench_.row(format, provider, support)
-            seen[format, provider] = "emulated" if row.kernels == EMULATED else f"× {row.gain:.2g}"
-            if math.isnan(row.error):
-                seen[format, provider] = "fails"
-            yield _line(row)
-        nobody += [] if found else [format]
-    used = list(dict.fromkeys(provider for _, provider in seen))
+            if isinstance(support, Support) and "eager" in cls.engines and not cls().missing():
+                wanted.append((format, provider, support.kernels))
+    seen: dict[tuple[str, str], str] = {}
+    for format, provider, kernels in sorted(wanted, key=lambda item: item[2] == EMULATED):
+        row = rows.row(format, provider, kernels)
+        gain = row.gain if math.isnan(row.step_gain) else row.step_gain
+        seen[format, provider] = "emulated" if kernels == EMULATED else f"× {gain:.2g}"
+        if math.isnan(row.error) or (kernels != EMULATED and math.isnan(gain)):
+            seen[format, provider] = "fails"
+        yield _line(row, on_gpu)
+    rows.stop()
+    used = list(dict.fromkeys(provider for _, provider, _ in wanted))
     yield ""
     yield f"| {kind} | {' | '.join(used)} |"
     yield "|---" * (len(used) + 1) + "|"
     for format in formats:
         yield f"| {format} | {' | '.join(seen.get((format, provider), '–') for provider in used)} |"
+    nobody = [format for format in formats if format not in {item[0] for item in wanted}]
     if nobody:
         yield f"\nNobody installed here has {', '.join(nobody)}."
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, on_gpu: bool) -> str:
     def number(value: float, spec: str, unit: str = "") -> str:
         return "" if math.isnan(value) else f"{value:{spec}}{unit}"
 
     return (
         f"| {row.format} | {row.provider} | {row.kernels} | {number(row.bits, '.1f')} | {number(row.error, '.3f')} | "
         f"{number(row.acc * 100, '.1f', ' %')} | {number(row.perplexity, '.3f')} | "
-        f"{number(row.tpot * 1e3, '.2f', ' ms')} | {number(row.gain, '.2f')} | {row.note} |"
+        f"{number(row.tpot * 1e3, '.2f', ' ms')} | {number(row.gain, '.2f')} | "
+        + (f"{number(row.step * 1e3, '.3f', ' ms')} | {number(row.step_gain, '.2f')} | " if on_gpu else "")
+        + f"{row.note} |"
     )
 
 
@@ -250,14 +388,19 @@ def speed(*overrides: str) -> int:
     return code
 
 
+def _hush() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+
+
 def main(arguments: list[str]) -> int:
     """Either of the two."""
     if arguments[:1] == ["speed"]:
         return speed(*arguments[1:])
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
+    _hush()
     start = time.perf_counter()
-    for line in table(arguments[0] if arguments else hardware().best()):
+    kind = arguments[0] if arguments else hardware().best()
+    for line in table(kind, float(arguments[1]) if len(arguments) > 1 else math.inf):
         print(line, flush=True)
     print(f"\n{time.perf_counter() - start:.0f} s", file=sys.stderr)
     return 0
