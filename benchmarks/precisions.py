@@ -65,7 +65,7 @@ WIDE = Model(
 WORK = Generate(input_tokens=32, output_tokens=9)
 SLOW = 3.0
 """Seconds of a call beyond which it is timed once."""
-START_S, ROW_S = 120.0, 60.0
+START_S, ROW_S = 120.0, 45.0
 """Seconds that a process has to get ready, and for a row."""
 PLAIN = ("fp32", "bf16", "fp16")
 
@@ -187,7 +187,7 @@ class Bench:
                 part()
             except Exception as error:  # a library's own: the table goes on
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
-                row.note = f"{row.note}; {why}" if row.note else why
+                row.note = "; ".join(dict.fromkeys(text for text in (row.note, why) if text))
         gc.collect()
         return row
 

@@ -2,6 +2,9 @@
 
 `Linears` is a pass over the graph that Inductor is about to compile. One kernel that runs four times as long spends a
 quarter of the time on its start and end, when the memory is not busy.
+
+Where a library's layer of one row turns bytes (int8, fp8) into floats first, the product becomes a sum, which Inductor
+joins with that: otherwise the floats of all weights would be written to memory and read again in every step.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ MOST_ROWS = 64
 TOGETHER = 4
 """Layers that one kernel can do."""
 
-aten = torch.ops.aten
+aten, prims = torch.ops.aten, torch.ops.prims
 
 Node = Any
 """torch.fx.Node, whose arguments may be anything."""
@@ -42,7 +45,7 @@ def _(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.T
 
 
 class Linears(CustomGraphPass):
-    """Replace matrix products of at most `MOST_ROWS` rows with weights by `linears`."""
+    """Replace products of at most `MOST_ROWS` rows with weights by `linears`, and of one row with bytes by sums."""
 
     def __init__(self, early: bool) -> None:
         self.early = early
@@ -59,6 +62,8 @@ class Linears(CustomGraphPass):
                 x = node.args[-2]
                 if self._weights(node) is not None and self._few_rows(x):
                     shared.setdefault((_unviewed(x), x.meta["val"].shape[0]), []).append(node)
+                elif node.target == aten.mm.default and x.meta["val"].shape[0] == 1 and _from_bytes(node.args[1]):
+                    self._sum(graph, node)
         for nodes in shared.values():
             for start in range(0, len(nodes), TOGETHER):
                 self._replace(graph, nodes[start : start + TOGETHER])
@@ -81,6 +86,23 @@ class Linears(CustomGraphPass):
         value = x.meta["val"]
         return isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
 
+    def _sum(self, graph: torch.fx.Graph, node: Node) -> None:
+        def call(target: Any, *arguments: Any) -> Node:
+            made = graph.call_function(target, arguments)
+            made.meta["val"] = target(
+                *(item.meta["val"] if isinstance(item, torch.fx.Node) else item for item in arguments)
+            )
+            return made
+
+        x, weights = node.args
+        with graph.inserting_before(node):
+            turned = call(aten.permute.default, call(prims.convert_element_type.default, x, torch.float32), [1, 0])
+            product = call(aten.mul.Tensor, call(prims.convert_element_type.default, weights, torch.float32), turned)
+            total = call(aten.sum.dim_IntList, product, [0], True)
+            result = call(prims.convert_element_type.default, total, node.meta["val"].dtype)
+        node.replace_all_uses_with(result)
+        graph.erase_node(node)
+
     def _replace(self, graph: torch.fx.Graph, nodes: list[Node]) -> None:
         weights = [self._weights(node) for node in nodes]
         values = [node.meta["val"] for node in nodes]
@@ -98,6 +120,15 @@ class Linears(CustomGraphPass):
                     result.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(result)
             graph.erase_node(node)
+
+
+def _from_bytes(node: Node) -> bool:
+    """Whether weights are computed in the graph from an input of one byte each."""
+    if node.op in ("placeholder", "get_attr") or len(node.users) > 1:
+        return False
+    while node.target in (prims.convert_element_type.default, aten.mul.Tensor, aten.permute.default, aten.t.default):
+        node = node.args[0]
+    return node.op in ("placeholder", "get_attr") and bool(node.meta["val"].dtype.itemsize == 1)
 
 
 def _unviewed(node: Node) -> Node:

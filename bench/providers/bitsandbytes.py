@@ -43,7 +43,9 @@ class BitsAndBytes(Provider):
             return f"it knows algorithm=rtn only, not {recipe.algorithm}"
         if recipe.bits == 8:
             if cell.engine.name != "eager" and cell.device.name != "cpu":
-                return "its int8 asks the host in every layer whether there are outliers, which no graph can: engine=eager"
+                return (
+                    "its int8 asks the host in every layer whether there are outliers, which no graph can: engine=eager"
+                )
             if recipe.group_size != -1:
                 return "its int8 has one scale per row: precision.group_size=-1"
             return None if recipe.scale_dtype in ("auto", "fp32") else "its int8 has fp32 scales"
