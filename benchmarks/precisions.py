@@ -23,6 +23,7 @@ import platform
 import subprocess
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from datetime import date
@@ -186,6 +187,7 @@ class Bench:
             try:
                 part()
             except Exception as error:  # a library's own: the table goes on
+                traceback.print_exc()
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
                 row.note = "; ".join(dict.fromkeys(text for text in (row.note, why) if text))
         gc.collect()

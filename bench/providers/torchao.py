@@ -138,6 +138,7 @@ def _symmetric(weight: torch.Tensor, group: int) -> Any:
     more = (0, -columns % 1024, 0, -rows % 8)
     codes = torch.nn.functional.pad(codes, more, value=8)
     scale = torch.nn.functional.pad(scale, (0, more[1] // group, 0, more[3]))
-    packed = torch.ops.aten._convert_weight_to_int4pack((codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8), 8)
+    pairs = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8).contiguous()
+    packed = torch.ops.aten._convert_weight_to_int4pack(pairs, 8)
     both = pack_tinygemm_scales_and_zeros(scale, torch.zeros_like(scale), scale.dtype)
     return Int4TilePackedTo4dTensor(packed, both, [1, group], weight.shape)
