@@ -56,6 +56,7 @@ class Linears(CustomGraphPass):
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
+        graph.eliminate_dead_code()  # a product that was decomposed for nothing may still hold its operands
         shared: dict[tuple[Node, int], list[Node]] = {}
         for node in graph.nodes:
             if node.op == "call_function" and node.target in (aten.mm.default, aten.addmm.default):
