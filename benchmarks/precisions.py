@@ -332,7 +332,7 @@ def table(kind: str, seconds: float) -> Iterator[str]:
         gain = row.gain if math.isnan(row.step_gain) else row.step_gain
         seen[format, provider] = "emulated" if kernels == EMULATED else f"× {gain:.2g}"
         if math.isnan(row.error) or (kernels != EMULATED and math.isnan(gain)):
-            seen[format, provider] = "fails"
+            seen[format, provider] = "not run" if row.note.startswith("not run") else "fails"
         yield _line(row, on_gpu)
     rows.stop()
     used = list(dict.fromkeys(provider for _, provider, _ in wanted))

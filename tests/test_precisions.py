@@ -9,6 +9,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,10 @@ def test_auto_takes_the_best_that_can_do_what_is_asked(asked: Cell, first: str):
         ),
         (cell("asym_int4", "xpu", provider="auto_round"), "provider=auto_round: it has no asym_int4 on xpu"),
         (cell("nf4", group_size=16, provider="bitsandbytes"), "provider=bitsandbytes: its blocks have 32 to 4096"),
+        (
+            replace(cell("int8", "cuda", provider="bitsandbytes"), engine=Choice("compiled")),
+            "provider=bitsandbytes: its int8 asks the host in every layer whether there are outliers",
+        ),
         (cell("int8", group_size=64, provider="torchao"), "provider=torchao: its 8-bit formats have one scale per row"),
         (cell("fp6", provider="rounding"), "fp6 on cpu is emulated by rounding, so its latency would be that of"),
         (
