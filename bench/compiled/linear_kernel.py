@@ -19,6 +19,28 @@ except ImportError:  # a Triton without that backend never compiles what is unde
 
 
 @triton.jit
+def _start(W, UP, N, K, start, BN: tl.constexpr, GATE: tl.constexpr):
+    """The address of the weights of each of the program's rows [BN], and which exist; gate and up take turns [2 BN]."""
+    if GATE:
+        row = tl.arange(0, 2 * BN)
+        n = start + row // 2
+        rows = tl.where(row % 2 == 0, W, UP) + n.to(tl.int64) * K
+    else:
+        n = start + tl.arange(0, BN)
+        rows = W + n.to(tl.int64) * K
+    return rows[:, None], (n < N)[:, None]
+
+
+@triton.jit
+def _gated(gate, up, GATE: tl.constexpr):
+    """`gelu` is the one by tanh: (1 + tanh(z)) / 2 is sigmoid(2 z)."""
+    if GATE == "gelu":
+        return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)) * up
+    else:
+        return gate * tl.sigmoid(gate) * up
+
+
+@triton.jit
 def _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN: tl.constexpr):
     """Which layer this program works for: its weights, its output, its width, and the first of its columns."""
     block = tl.program_id(0)
@@ -40,28 +62,52 @@ def _vector_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps) for n, k, warps in shapes]
 
 
-@triton.autotune(_vector_configs(), key=["N0", "N1", "N2", "N3", "K"], cache_results=True)
+@triton.autotune(
+    _vector_configs(), key=["N0", "N1", "N2", "N3", "K", "NORM", "RESIDUAL", "GATE"], cache_results=True
+)
 @triton.jit
 def _vector(
-    X, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr
-):
-    """One row. Grid: (blocks of BN columns of all layers,)."""
+    X, G, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, EPS,
+    BN: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """One row. Grid: (blocks of BN columns of all results,)."""
     W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
     n = start + tl.arange(0, BN)
     k = tl.arange(0, BK)
-    weights = W + n[:, None].to(tl.int64) * K + k[None, :]
-    inside = (n < N)[:, None]
+    rows, inside = _start(W, W1, N, K, start, BN, GATE)
+    weights = rows + k[None, :]
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    if NORM:
+        g = tl.load(G + k, mask=k < K, other=0.0)
     if EARLY:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
-    sums = w.to(tl.float32) * tl.load(X + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    if RESIDUAL:
+        residual = tl.load(R + n, mask=n < N, other=0.0)
+    x = tl.load(X + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORM:
+        squares = x * x
+        x *= g.to(tl.float32)
+    sums = w.to(tl.float32) * x[None, :]
     for past in range(BK, K, BK):
         here = (past + k) < K
         w = tl.load(weights + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
-        x = tl.load(X + past + k, mask=here, other=0.0)
-        sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
-    tl.store(Y + n, tl.sum(sums, 1).to(Y.dtype.element_ty), mask=n < N)
+        x = tl.load(X + past + k, mask=here, other=0.0).to(tl.float32)
+        if NORM:
+            squares += x * x
+            x *= tl.load(G + past + k, mask=here, other=0.0).to(tl.float32)
+        sums += w.to(tl.float32) * x[None, :]
+    y = tl.sum(sums, 1)
+    if NORM:
+        y *= tl.rsqrt(tl.sum(squares, 0) / K + EPS)
+    y = y.to(Y.dtype.element_ty)
+    if GATE:
+        gate, up = tl.split(tl.reshape(y, (BN, 2)))
+        y = _gated(gate.to(tl.float32), up.to(tl.float32), GATE).to(Y.dtype.element_ty)
+    if RESIDUAL:
+        y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
+    tl.store(Y + n, y, mask=n < N)
 
 
 def _rows_configs() -> list[triton.Config]:
@@ -77,21 +123,26 @@ def _rows_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
 
 
-@triton.autotune(_rows_configs(), key=["N0", "N1", "N2", "N3", "K", "BM"], cache_results=True)
+@triton.autotune(
+    _rows_configs(), key=["N0", "N1", "N2", "N3", "K", "BM", "RESIDUAL", "GATE"], cache_results=True
+)
 @triton.jit
 def _rows(
-    X, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, M,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    X, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, M,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """M rows, at most BM. Grid: (blocks of BN columns of all layers,)."""
+    """M rows, at most BM. Grid: (blocks of BN columns of all results,)."""
     W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
     n = start + tl.arange(0, BN)
     m = tl.arange(0, BM)
     k = tl.arange(0, BK)
-    weights = W + n[:, None].to(tl.int64) * K + k[None, :]
+    rows, inside = _start(W, W1, N, K, start, BN, GATE)
+    weights = rows + k[None, :]
     inputs = X + m[:, None] * K + k[None, :]
-    inside = (n < N)[:, None]
     alive = (m < M)[:, None]
+    results = m[None, :] * N + n[:, None]
+    exist = (m < M)[None, :] & (n < N)[:, None]
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if EARLY:
         cuda.gdc_wait()
@@ -102,24 +153,40 @@ def _rows(
         w = tl.load(weights + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
         x = tl.load(inputs + past, mask=alive & here, other=0.0)
         sums += tl.dot(w, tl.trans(x))
-    tl.store(Y + m[None, :] * N + n[:, None], sums.to(Y.dtype.element_ty), mask=alive.trans(1, 0) & inside)
+    y = sums.to(Y.dtype.element_ty)
+    if GATE:
+        gate, up = tl.split(tl.permute(tl.reshape(y, (BN, 2, BM)), (0, 2, 1)))
+        y = _gated(gate.to(tl.float32), up.to(tl.float32), GATE).to(Y.dtype.element_ty)
+    if RESIDUAL:
+        residual = tl.load(R + results, mask=exist, other=0.0)
+        y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
+    tl.store(Y + results, y, mask=exist)
 
 
-def run(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.Tensor]:
+def run(
+    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str, early: bool,
+) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`."""
     rows, inputs = x.shape
-    results = [torch.empty((rows, w.shape[0]), dtype=x.dtype, device=x.device) for w in weights]
-    spare = 4 - len(weights)
-    w = [*weights, *[weights[0]] * spare]
-    y = [*results, *[results[0]] * spare]
-    n = [*(weight.shape[0] for weight in weights), *[0] * spare]
+    if activation and len(weights) == 1:
+        weights = list(weights[0].chunk(2))
+    columns = [w.shape[0] for w in weights[: 1 if activation else 4]]
+    results = [torch.empty((rows, each), dtype=x.dtype, device=x.device) for each in columns]
+    w = [*weights, *[weights[0]] * (4 - len(weights))]
+    y = [*results, *[results[0]] * (4 - len(results))]
+    n = [*columns, *[0] * (4 - len(columns))]
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
-        return (sum(triton.cdiv(columns, meta["BN"]) for columns in n),)
+        return (sum(triton.cdiv(each, meta["BN"]) for each in columns),)
 
-    launch = {"launch_pdl": True} if early else {}
+    fixed = {"RESIDUAL": residual is not None, "GATE": activation, "EARLY": early}
+    if early:
+        fixed["launch_pdl"] = True
+    r = x if residual is None else residual
     if rows == 1:
-        _vector[grid](x, *w, *y, *n, inputs, EARLY=early, **launch)
+        g = x if norm is None else norm
+        _vector[grid](x, g, r, *w, *y, *n, inputs, eps, NORM=norm is not None, **fixed)
     else:
-        _rows[grid](x, *w, *y, *n, inputs, rows, BM=max(16, triton.next_power_of_2(rows)), EARLY=early, **launch)
+        _rows[grid](x, r, *w, *y, *n, inputs, rows, BM=max(16, triton.next_power_of_2(rows)), **fixed)
     return results
