@@ -19,28 +19,6 @@ except ImportError:  # a Triton without that backend never compiles what is unde
 
 
 @triton.jit
-def _start(W, UP, N, K, start, BN: tl.constexpr, GATE: tl.constexpr):
-    """The address of the weights of each of the program's rows [BN], and which exist; gate and up take turns [2 BN]."""
-    if GATE:
-        row = tl.arange(0, 2 * BN)
-        n = start + row // 2
-        rows = tl.where(row % 2 == 0, W, UP) + n.to(tl.int64) * K
-    else:
-        n = start + tl.arange(0, BN)
-        rows = W + n.to(tl.int64) * K
-    return rows[:, None], (n < N)[:, None]
-
-
-@triton.jit
-def _gated(gate, up, GATE: tl.constexpr):
-    """`gelu` is the one by tanh: (1 + tanh(z)) / 2 is sigmoid(2 z)."""
-    if GATE == "gelu":
-        return gate * tl.sigmoid(1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)) * up
-    else:
-        return gate * tl.sigmoid(gate) * up
-
-
-@triton.jit
 def _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN: tl.constexpr):
     """Which layer this program works for: its weights, its output, its width, and the first of its columns."""
     block = tl.program_id(0)
@@ -55,6 +33,17 @@ def _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN: tl.constexpr):
                 block -= tl.cdiv(N2, BN)
                 W, Y, N = W3, Y3, N3
     return W, Y, N, block * BN
+
+
+@triton.jit
+def _gated(gate, up, GATE: tl.constexpr):
+    """Both as fp16 or bf16; `gelu` is the one by tanh, where (1 + tanh(z)) / 2 is sigmoid(2 z)."""
+    x = gate.to(tl.float32)
+    if GATE == "gelu":
+        x *= tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    else:
+        x *= tl.sigmoid(x)
+    return (x * up.to(tl.float32)).to(gate.dtype)
 
 
 def _vector_configs() -> list[triton.Config]:
@@ -75,9 +64,11 @@ def _vector(
     W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
     n = start + tl.arange(0, BN)
     k = tl.arange(0, BK)
-    rows, inside = _start(W, W1, N, K, start, BN, GATE)
-    weights = rows + k[None, :]
-    w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    offsets = n[:, None].to(tl.int64) * K + k[None, :]
+    inside = (n < N)[:, None]
+    w = tl.load(W + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    if GATE != "":
+        up = tl.load(W1 + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if NORM:
         g = tl.load(G + k, mask=k < K, other=0.0)
     if EARLY:
@@ -90,21 +81,26 @@ def _vector(
         squares = x * x
         x *= g.to(tl.float32)
     sums = w.to(tl.float32) * x[None, :]
+    if GATE != "":
+        ups = up.to(tl.float32) * x[None, :]
     for past in range(BK, K, BK):
         here = (past + k) < K
-        w = tl.load(weights + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
+        w = tl.load(W + offsets + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
+        if GATE != "":
+            up = tl.load(W1 + offsets + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
         x = tl.load(X + past + k, mask=here, other=0.0).to(tl.float32)
         if NORM:
             squares += x * x
             x *= tl.load(G + past + k, mask=here, other=0.0).to(tl.float32)
         sums += w.to(tl.float32) * x[None, :]
-    y = tl.sum(sums, 1)
+        if GATE != "":
+            ups += up.to(tl.float32) * x[None, :]
+    scale = 1.0
     if NORM:
-        y *= tl.rsqrt(tl.sum(squares, 0) / K + EPS)
-    y = y.to(Y.dtype.element_ty)
-    if GATE:
-        gate, up = tl.split(tl.reshape(y, (BN, 2)))
-        y = _gated(gate.to(tl.float32), up.to(tl.float32), GATE).to(Y.dtype.element_ty)
+        scale = tl.rsqrt(tl.sum(squares, 0) / K + EPS)
+    y = (tl.sum(sums, 1) * scale).to(Y.dtype.element_ty)
+    if GATE != "":
+        y = _gated(y, (tl.sum(ups, 1) * scale).to(Y.dtype.element_ty), GATE)
     if RESIDUAL:
         y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
     tl.store(Y + n, y, mask=n < N)
@@ -137,26 +133,34 @@ def _rows(
     n = start + tl.arange(0, BN)
     m = tl.arange(0, BM)
     k = tl.arange(0, BK)
-    rows, inside = _start(W, W1, N, K, start, BN, GATE)
-    weights = rows + k[None, :]
+    offsets = n[:, None].to(tl.int64) * K + k[None, :]
+    inside = (n < N)[:, None]
     inputs = X + m[:, None] * K + k[None, :]
     alive = (m < M)[:, None]
     results = m[None, :] * N + n[:, None]
     exist = (m < M)[None, :] & (n < N)[:, None]
-    w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    w = tl.load(W + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    if GATE != "":
+        up = tl.load(W1 + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if EARLY:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
-    sums = tl.dot(w, tl.trans(tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)))
+    x = tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)
+    sums = tl.dot(w, tl.trans(x))
+    if GATE != "":
+        ups = tl.dot(up, tl.trans(x))
     for past in range(BK, K, BK):
         here = ((past + k) < K)[None, :]
-        w = tl.load(weights + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
+        w = tl.load(W + offsets + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
+        if GATE != "":
+            up = tl.load(W1 + offsets + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
         x = tl.load(inputs + past, mask=alive & here, other=0.0)
         sums += tl.dot(w, tl.trans(x))
+        if GATE != "":
+            ups += tl.dot(up, tl.trans(x))
     y = sums.to(Y.dtype.element_ty)
-    if GATE:
-        gate, up = tl.split(tl.permute(tl.reshape(y, (BN, 2, BM)), (0, 2, 1)))
-        y = _gated(gate.to(tl.float32), up.to(tl.float32), GATE).to(Y.dtype.element_ty)
+    if GATE != "":
+        y = _gated(y, ups.to(Y.dtype.element_ty), GATE)
     if RESIDUAL:
         residual = tl.load(R + results, mask=exist, other=0.0)
         y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
