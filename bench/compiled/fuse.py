@@ -88,25 +88,31 @@ def gated(node: Node) -> Gated | None:
         if found is None:
             continue
         parts = [found.names["gate"], found.names["up"]]
-        inside = found.inside.union(parts)
-        products = parts
+        if not all(isinstance(part, torch.fx.Node) and _size(part) == _size(node) for part in parts):
+            return None
+        products, inside = parts, found.inside.union(parts)
         if all(part.target is operator.getitem and part.args[0].target in SPLITS for part in parts):
             split = parts[0].args[0]
             whole = match("whole", split.args[0])
-            if [part.args for part in parts] != [(split, 0), (split, 1)] or whole is None:
+            if whole is None or not _halves(parts, split, whole.names["whole"]):
                 return None
             products = [whole.names["whole"]]
             inside = inside.union([split], products, whole.inside)
-            columns = _shape(products[0])[-1]
-            if _shape(split.args[0])[-1] != columns or 2 * _shape(parts[0])[-1] != columns:
-                return None
         alone = all(user in inside for inner in inside - {node} for user in inner.users)
-        alike = all(
-            _shape(part).numel() == _shape(node).numel() and part.meta["val"].dtype == node.meta["val"].dtype
-            for part in parts
-        )
-        return Gated(products, activation) if alone and alike else None
+        return Gated(products, activation) if alone else None
     return None
+
+
+def _size(node: Node) -> tuple[int, torch.dtype]:
+    value = node.meta["val"]
+    return value.numel(), value.dtype
+
+
+def _halves(parts: list[Node], split: Node, whole: Node) -> bool:
+    """Whether they are the left and the right half of the columns."""
+    columns = whole.meta["val"].shape[-1]
+    widths = [split.args[0].meta["val"].shape[-1], *(2 * part.meta["val"].shape[-1] for part in parts)]
+    return [part.args for part in parts] == [(split, 0), (split, 1)] and widths == [columns] * 3
 
 
 def residual_sum(product: Node) -> Node | None:
@@ -133,19 +139,18 @@ class Norm(NamedTuple):
 
 def norm(node: Node) -> Norm | None:
     """What `node` is; None also for several rows."""
-    for pattern in NORMS:
-        found = match(pattern, node)
-        if found:
-            result = Norm(**found.names)
-            if not all(isinstance(part, torch.fx.Node) for part in result[:2]):
-                return None
-            x, weights = result.x.meta["val"], result.weights.meta["val"]
-            mean = next(inner for inner in found.inside if inner.target is aten.mean.dim)
-            fits = _shape(mean).numel() == 1 and weights.shape == (x.numel(),)
-            fits = fits and x.dtype == weights.dtype == node.meta["val"].dtype
-            constant = result.weights.op in ("placeholder", "get_attr")
-            return result if fits and constant and x.is_contiguous() and weights.is_contiguous() else None
-    return None
+    found = next(filter(None, (match(pattern, node) for pattern in NORMS)), None)
+    if found is None:
+        return None
+    result = Norm(**found.names)
+    constant = getattr(result.weights, "op", None) in ("placeholder", "get_attr")
+    if not constant or not isinstance(result.x, torch.fx.Node):
+        return None
+    x, weights = result.x.meta["val"], result.weights.meta["val"]
+    (mean,) = (inner.meta["val"] for inner in found.inside if inner.target is aten.mean.dim)
+    one_row = mean.numel() == 1 and weights.shape == (x.numel(),) and isinstance(result.eps, float)
+    alike = x.dtype == weights.dtype == node.meta["val"].dtype and x.is_contiguous() and weights.is_contiguous()
+    return result if one_row and alike else None
 
 
 def unviewed(node: Node) -> Node:
@@ -163,12 +168,8 @@ def readers(node: Node) -> set[Node]:
     return found
 
 
-def _shape(node: Node) -> torch.Size:
-    shape: torch.Size = node.meta["val"].shape
-    return shape
-
-
 def _alike(one: Node, other: Node) -> bool:
     """Same shape and dtype, both contiguous."""
     a, b = one.meta["val"], other.meta["val"]
-    return a.shape == b.shape and a.dtype == b.dtype and a.is_contiguous() and b.is_contiguous()
+    same: bool = a.shape == b.shape and a.dtype == b.dtype and a.is_contiguous() and b.is_contiguous()
+    return same

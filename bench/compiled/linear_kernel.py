@@ -36,6 +36,22 @@ def _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN: tl.constexpr):
 
 
 @triton.jit
+def _offsets(start, K, FAR, COLUMNS: tl.constexpr, GATE: tl.constexpr):
+    """Where the rows of weights begin, and the column of each: with a gate, two a column, of which one is FAR away.
+
+    A choice between two addresses would cost the compiler what it knows of them, and the loads their width.
+    """
+    if GATE == "":
+        n = start + tl.arange(0, COLUMNS)
+        rows = n.to(tl.int64) * K
+    else:
+        row = tl.arange(0, 2 * COLUMNS)
+        n = start + row // 2
+        rows = n.to(tl.int64) * K + (row % 2).to(tl.int64) * FAR
+    return rows, n
+
+
+@triton.jit
 def _gated(gate, up, GATE: tl.constexpr):
     """Both as fp16 or bf16; `gelu` is the one by tanh, where (1 + tanh(z)) / 2 is sigmoid(2 z)."""
     x = gate.to(tl.float32)
@@ -51,12 +67,13 @@ def _vector_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps) for n, k, warps in shapes]
 
 
-@triton.autotune(
-    _vector_configs(), key=["N0", "N1", "N2", "N3", "K", "NORM", "RESIDUAL", "GATE"], cache_results=True
-)
+_KEY = ["N0", "N1", "N2", "N3", "K", "RESIDUAL", "GATE"]
+
+
+@triton.autotune(_vector_configs(), key=[*_KEY, "NORM"], cache_results=True)
 @triton.jit
 def _vector(
-    X, G, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, EPS,
+    X, G, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, EPS,
     BN: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
@@ -64,11 +81,10 @@ def _vector(
     W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
     n = start + tl.arange(0, BN)
     k = tl.arange(0, BK)
-    offsets = n[:, None].to(tl.int64) * K + k[None, :]
-    inside = (n < N)[:, None]
-    w = tl.load(W + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
-    if GATE != "":
-        up = tl.load(W1 + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    rows, columns = _offsets(start, K, FAR, BN, GATE)
+    weights = W + rows[:, None] + k[None, :]
+    inside = (columns < N)[:, None]
+    w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if NORM:
         g = tl.load(G + k, mask=k < K, other=0.0)
     if EARLY:
@@ -81,26 +97,21 @@ def _vector(
         squares = x * x
         x *= g.to(tl.float32)
     sums = w.to(tl.float32) * x[None, :]
-    if GATE != "":
-        ups = up.to(tl.float32) * x[None, :]
     for past in range(BK, K, BK):
         here = (past + k) < K
-        w = tl.load(W + offsets + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
-        if GATE != "":
-            up = tl.load(W1 + offsets + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
+        w = tl.load(weights + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
         x = tl.load(X + past + k, mask=here, other=0.0).to(tl.float32)
         if NORM:
             squares += x * x
             x *= tl.load(G + past + k, mask=here, other=0.0).to(tl.float32)
         sums += w.to(tl.float32) * x[None, :]
-        if GATE != "":
-            ups += up.to(tl.float32) * x[None, :]
-    scale = 1.0
+    y = tl.sum(sums, 1)
     if NORM:
-        scale = tl.rsqrt(tl.sum(squares, 0) / K + EPS)
-    y = (tl.sum(sums, 1) * scale).to(Y.dtype.element_ty)
+        y *= tl.rsqrt(tl.sum(squares, 0) / K + EPS)
+    y = y.to(Y.dtype.element_ty)
     if GATE != "":
-        y = _gated(y, (tl.sum(ups, 1) * scale).to(Y.dtype.element_ty), GATE)
+        gate, up = tl.split(tl.reshape(y, (BN, 2)))
+        y = _gated(gate, up, GATE)
     if RESIDUAL:
         y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
     tl.store(Y + n, y, mask=n < N)
@@ -119,48 +130,41 @@ def _rows_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
 
 
-@triton.autotune(
-    _rows_configs(), key=["N0", "N1", "N2", "N3", "K", "BM", "RESIDUAL", "GATE"], cache_results=True
-)
+@triton.autotune(_rows_configs(), key=[*_KEY, "BM"], cache_results=True)
 @triton.jit
 def _rows(
-    X, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, M,
+    X, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, M,
     BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """M rows, at most BM. Grid: (blocks of BN columns of all results,)."""
-    W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
-    n = start + tl.arange(0, BN)
+    """M rows, at most BM. Grid: (blocks of BN rows of all weights,)."""
+    COLUMNS: tl.constexpr = BN if GATE == "" else BN // 2
+    W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, COLUMNS)
+    n = start + tl.arange(0, COLUMNS)
     m = tl.arange(0, BM)
     k = tl.arange(0, BK)
-    offsets = n[:, None].to(tl.int64) * K + k[None, :]
-    inside = (n < N)[:, None]
+    rows, columns = _offsets(start, K, FAR, COLUMNS, GATE)
+    weights = W + rows[:, None] + k[None, :]
+    inside = (columns < N)[:, None]
     inputs = X + m[:, None] * K + k[None, :]
     alive = (m < M)[:, None]
     results = m[None, :] * N + n[:, None]
     exist = (m < M)[None, :] & (n < N)[:, None]
-    w = tl.load(W + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
-    if GATE != "":
-        up = tl.load(W1 + offsets, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if EARLY:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
     x = tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)
     sums = tl.dot(w, tl.trans(x))
-    if GATE != "":
-        ups = tl.dot(up, tl.trans(x))
     for past in range(BK, K, BK):
         here = ((past + k) < K)[None, :]
-        w = tl.load(W + offsets + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
-        if GATE != "":
-            up = tl.load(W1 + offsets + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
+        w = tl.load(weights + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
         x = tl.load(inputs + past, mask=alive & here, other=0.0)
         sums += tl.dot(w, tl.trans(x))
-        if GATE != "":
-            ups += tl.dot(up, tl.trans(x))
     y = sums.to(Y.dtype.element_ty)
     if GATE != "":
-        y = _gated(y, ups.to(Y.dtype.element_ty), GATE)
+        gate, up = tl.split(tl.permute(tl.reshape(y, (COLUMNS, 2, BM)), (0, 2, 1)))
+        y = _gated(gate, up, GATE)
     if RESIDUAL:
         residual = tl.load(R + results, mask=exist, other=0.0)
         y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
@@ -173,8 +177,10 @@ def run(
 ) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`."""
     rows, inputs = x.shape
-    if activation and len(weights) == 1:
-        weights = list(weights[0].chunk(2))
+    far = 0
+    if activation:
+        weights = list(weights[0].chunk(2)) if len(weights) == 1 else weights
+        far = (weights[1].data_ptr() - weights[0].data_ptr()) // x.element_size()
     columns = [w.shape[0] for w in weights[: 1 if activation else 4]]
     results = [torch.empty((rows, each), dtype=x.dtype, device=x.device) for each in columns]
     w = [*weights, *[weights[0]] * (4 - len(weights))]
@@ -182,7 +188,8 @@ def run(
     n = [*columns, *[0] * (4 - len(columns))]
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
-        return (sum(triton.cdiv(each, meta["BN"]) for each in columns),)
+        block = meta["BN"] // 2 if activation and rows > 1 else meta["BN"]
+        return (sum(triton.cdiv(each, block) for each in columns),)
 
     fixed = {"RESIDUAL": residual is not None, "GATE": activation, "EARLY": early}
     if early:
@@ -190,7 +197,7 @@ def run(
     r = x if residual is None else residual
     if rows == 1:
         g = x if norm is None else norm
-        _vector[grid](x, g, r, *w, *y, *n, inputs, eps, NORM=norm is not None, **fixed)
+        _vector[grid](x, g, r, *w, *y, *n, inputs, far, eps, NORM=norm is not None, **fixed)
     else:
-        _rows[grid](x, r, *w, *y, *n, inputs, rows, BM=max(16, triton.next_power_of_2(rows)), **fixed)
+        _rows[grid](x, r, *w, *y, *n, inputs, far, rows, BM=max(16, triton.next_power_of_2(rows)), **fixed)
     return results
