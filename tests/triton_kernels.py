@@ -5,7 +5,6 @@ On a GPU the same comparison runs without the variable.
 
 from __future__ import annotations
 
-import itertools
 import sys
 
 import torch
@@ -52,21 +51,37 @@ def attention() -> None:
 
 
 def linear() -> None:
-    """Widths and inputs that no block divides, one row and several, one layer and four."""
+    """Widths and inputs that no block divides, one row and several, one layer and four, norm, gate and residual."""
     from bench.compiled import linear_kernel
+    from bench.compiled.linear import reference
 
     if not GPU:  # the interpreter measures nothing, so the configuration is given
         vector, rows = linear_kernel._vector.fn, linear_kernel._rows.fn
         linear_kernel._vector = _Configured(vector, BN=4, BK=256)
         linear_kernel._rows = _Configured(rows, BN=16, BK=64)
-    shapes = ((256, [48, 16, 16]), (300, [33]), (100, [40, 50, 10, 7]))
-    for (inputs, widths), count in itertools.product(shapes, (1, 4, 20)):
-        torch.manual_seed(0)
-        x = torch.randn(count, inputs).to(DEVICE, torch.float16)
-        weights = [torch.randn(width, inputs).to(DEVICE, torch.float16) for width in widths]
-        for found, weight in zip(linear_kernel.run(x, weights, False), weights, strict=True):
-            wanted = x.float() @ weight.float().T
-            assert float((found.float() - wanted).norm() / wanted.norm()) < 1e-3
+    for inputs, widths, activation, added in (
+        (256, [48, 16, 16], "", False),
+        (300, [33], "", False),
+        (100, [40, 50, 10, 7], "", False),
+        (300, [33], "", True),
+        (300, [37, 37], "silu", False),
+        (256, [74], "silu", False),
+        (100, [16, 16], "gelu", True),
+    ):
+        for count, normed in ((1, False), (1, True), (4, False), (20, False)):
+            torch.manual_seed(0)
+            x = torch.randn(count, inputs).to(DEVICE, torch.float16)
+            weights = [(torch.randn(width, inputs) / inputs**0.5).to(DEVICE, torch.float16) for width in widths]
+            norm = torch.randn(inputs).to(DEVICE, torch.float16) if normed else None
+            width = sum(widths) // 2 if activation else widths[0]
+            residual = torch.randn(count, width).to(DEVICE, torch.float16) if added else None
+            exact = reference(
+                x.double(), [weight.double() for weight in weights], None if norm is None else norm.double(),
+                0.3, None if residual is None else residual.double(), activation,
+            )  # fmt: skip
+            results = linear_kernel.run(x, weights, norm, 0.3, residual, activation, False)
+            for found, wanted in zip(results, exact, strict=True):
+                assert float((found - wanted).norm() / wanted.norm()) < 1e-3
 
 
 class _Configured:

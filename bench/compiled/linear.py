@@ -1,16 +1,21 @@
 """Linear layers of a few rows that read the same input, done together: query, key and value; gate and up.
 
 `Linears` is a pass over the graph that Inductor is about to compile. One kernel that runs four times as long spends a
-quarter of the time on its start and end, when the memory is not busy.
+quarter of the time on its start and end, when the memory is not busy. For the same reason it also does what the model
+has between two products: the norm in front of them, the gate, the residual behind.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from . import fuse
+from .fuse import Node
 
 MOST_ROWS = 64
 """Above, a library's matrix product is as fast."""
@@ -19,26 +24,59 @@ TOGETHER = 4
 
 aten = torch.ops.aten
 
-Node = Any
-"""torch.fx.Node, whose arguments may be anything."""
-
 
 @torch.library.custom_op("bench::linears", mutates_args=())
-def linears(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.Tensor]:
+def linears(
+    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str, early: bool,
+) -> list[torch.Tensor]:  # fmt: skip
     """x @ w.T for each of at most `TOGETHER` weights [columns, inputs]; x is [rows, inputs], contiguous.
 
-    `early` is `Device.launches_early`.
+    `norm`: weights [inputs] of an RMSNorm of x, for one row. `activation` (silu, or gelu by tanh; "" for none): the one
+    result is activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result,
+    is added to it. `early` is `Device.launches_early`.
     """
     if x.device.type == "cpu":
-        return [x @ w.T for w in weights]
+        return reference(x, weights, norm, eps, residual, activation)
     from .linear_kernel import run
 
-    return run(x, weights, early)
+    return run(x, weights, norm, eps, residual, activation, early)
+
+
+def reference(
+    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str,
+) -> list[torch.Tensor]:  # fmt: skip
+    """In plain torch, rounding where the models do."""
+    if norm is not None:
+        wide = x.float()
+        x = norm * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    results = [x @ w.T for w in weights]
+    if activation:
+        gate, up = results if len(results) == 2 else results[0].chunk(2, dim=-1)
+        function = torch.nn.functional
+        results = [(function.silu(gate) if activation == "silu" else function.gelu(gate, approximate="tanh")) * up]
+    return results if residual is None else [residual + results[0]]
 
 
 @linears.register_fake
-def _(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.Tensor]:
-    return [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
+def _(
+    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str, early: bool,
+) -> list[torch.Tensor]:  # fmt: skip
+    columns = [w.shape[0] for w in weights]
+    if activation:
+        columns = [sum(columns) // 2]
+    return [x.new_empty((x.shape[0], each)) for each in columns]
+
+
+class Group(NamedTuple):
+    """What one kernel does."""
+
+    products: list[Node]
+    whole: Node | None = None
+    """The gated product, or the sum with a residual, that is its one result; None when the products are its results."""
+    activation: str = ""
 
 
 class Linears(CustomGraphPass):
@@ -49,20 +87,21 @@ class Linears(CustomGraphPass):
 
     def uuid(self) -> Any:
         """For Inductor's cache."""
-        return get_hash_for_files((__file__,), str(self.early))
+        return get_hash_for_files((__file__, fuse.__file__), str(self.early))
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
-        shared: dict[tuple[Node, int], list[Node]] = {}
-        for node in graph.nodes:
-            if node.op == "call_function" and node.target in (aten.mm.default, aten.addmm.default):
-                x = node.args[-2]
-                if self._weights(node) is not None and self._few_rows(x):
-                    shared.setdefault((_unviewed(x), x.meta["val"].shape[0]), []).append(node)
-        for nodes in shared.values():
-            for start in range(0, len(nodes), TOGETHER):
-                self._replace(graph, nodes[start : start + TOGETHER])
+        products = {node: None for node in graph.nodes if self._is_product(node)}
+        for group in list(self._groups(graph, products)):
+            self._replace(graph, group, products)
         graph.eliminate_dead_code()
+
+    def _is_product(self, node: Node) -> bool:
+        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default):
+            return False
+        value = node.args[-2].meta["val"]
+        few = isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
+        return few and self._weights(node) is not None
 
     def _weights(self, node: Node) -> Node | None:
         """The weights [columns, inputs] that the product reads transposed; None when it is something else."""
@@ -77,31 +116,76 @@ class Linears(CustomGraphPass):
                 return found
         return None
 
-    def _few_rows(self, x: Node) -> bool:
-        value = x.meta["val"]
-        return isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
+    def _groups(self, graph: torch.fx.Graph, products: dict[Node, None]) -> Iterator[Group]:
+        left = dict(products)
+        for node in graph.nodes:
+            gate = fuse.gated(node)
+            if gate and self._fits_gate(gate.products, left):
+                yield Group(gate.products, node, gate.activation)
+                for product in gate.products:
+                    del left[product]
+        shared: dict[tuple[Node, int], list[Node]] = {}
+        for node in left:
+            shared.setdefault(_input(node), []).append(node)
+        sums: set[Node] = set()
+        for nodes in shared.values():
+            whole = fuse.residual_sum(nodes[0]) if len(nodes) == 1 and nodes[0].target == aten.mm.default else None
+            if whole is None or whole in sums:
+                for start in range(0, len(nodes), TOGETHER):
+                    yield Group(nodes[start : start + TOGETHER])
+            else:
+                sums.add(whole)
+                yield Group(nodes, whole)
 
-    def _replace(self, graph: torch.fx.Graph, nodes: list[Node]) -> None:
-        weights = [self._weights(node) for node in nodes]
-        values = [node.meta["val"] for node in nodes]
-        with graph.inserting_before(nodes[0]):
-            together = graph.call_function(torch.ops.bench.linears.default, (nodes[0].args[-2], weights, self.early))
+    def _fits_gate(self, nodes: list[Node], left: dict[Node, None]) -> bool:
+        return (
+            all(node in left and node.target == aten.mm.default for node in nodes)
+            and len({(*_input(node), node.meta["val"].shape) for node in nodes}) == 1
+        )
+
+    def _replace(self, graph: torch.fx.Graph, group: Group, products: dict[Node, None]) -> None:
+        """The nodes that are replaced stay until no group needs to recognise them."""
+        weights = [self._weights(node) for node in group.products]
+        first, whole = group.products[0], group.whole
+        values = [node.meta["val"] for node in group.products]
+        with graph.inserting_before(whole or first):
+            x, norm, eps = first.args[-2], None, 0.0
+            found = fuse.norm(fuse.unviewed(x))
+            if found and fuse.readers(fuse.unviewed(x)) <= products.keys():
+                x, norm, eps = _view(graph, found.x, x.meta["val"].shape), found.weights, found.eps
+            residual = None
+            if whole is not None:
+                values = [whole.meta["val"].reshape(first.meta["val"].shape[0], -1)]
+                if not group.activation:
+                    residual = next(side for side in whole.args if fuse.unviewed(side) is not first)
+                    residual = _view(graph, residual, values[0].shape)
+            arguments = (x, weights, norm, eps, residual, group.activation, self.early)
+            together = graph.call_function(torch.ops.bench.linears.default, arguments)
             together.meta["val"] = values
-            parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(nodes))]
+            parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(values))]
             for part, value in zip(parts, values, strict=True):
                 part.meta["val"] = value
-        for node, part in zip(nodes, parts, strict=True):
+            if whole is not None:
+                whole.replace_all_uses_with(_view(graph, parts[0], whole.meta["val"].shape))
+                return
+        for node, part in zip(group.products, parts, strict=True):
             result = part
             if node.target == aten.addmm.default:
                 with graph.inserting_before(node):
                     result = graph.call_function(aten.add.Tensor, (part, node.args[0]))
                     result.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(result)
-            graph.erase_node(node)
 
 
-def _unviewed(node: Node) -> Node:
-    """The tensor that a view is of: each layer looks at the same input through a view of its own."""
-    while node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
-        node = node.args[0]
-    return node
+def _input(product: Node) -> tuple[Node, int]:
+    """What the product reads, and how many rows."""
+    x = product.args[-2]
+    return fuse.unviewed(x), x.meta["val"].shape[0]
+
+
+def _view(graph: torch.fx.Graph, node: Node, shape: torch.Size) -> Node:
+    if node.meta["val"].shape == shape:
+        return node
+    view = graph.call_function(aten.reshape.default, (node, list(shape)))
+    view.meta["val"] = node.meta["val"].reshape(shape)
+    return view
