@@ -22,6 +22,8 @@ from bench.engines import engines
 from bench.errors import Unsupported
 from bench.models import build
 from bench.models.spec import Model
+from bench.precisions.lowbit import SymInt4
+from bench.providers.triton import Triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # Inductor's own
 
@@ -167,8 +169,8 @@ class Seen(Linears):
         self.done = []
         for node in graph.nodes:
             if node.target is torch.ops.bench.linears.default:
-                _, weights, norm, _, residual, activation, _ = node.args
-                words = [str(len(weights)), norm and "norm", activation, residual and "residual"]
+                _, weights, scales, norm, _, residual, activation, _ = node.args
+                words = [str(len(weights)), scales and "int4", norm and "norm", activation, residual and "residual"]
                 self.done.append(" ".join(word for word in words if word))
 
 
@@ -219,6 +221,31 @@ def test_what_is_done_together(family: str, beams: int, block: list[str], last: 
             logits.append(kept.logits)
     torch.testing.assert_close(*logits, atol=0.02 * float(logits[0].std()), rtol=0)
     assert (sorted(seen.done), seen.left) == (sorted([*block, *block, last]), 0)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_packed_layers_are_done_together(beams: int):
+    """bench's own INT4; the output layer stays as it is."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    wide = {**SMALL, **FAMILIES["llama"], "hidden_size": 128, "intermediate_size": 256}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **wide), dtype=torch.float16)
+    asked = Cell(model=Model("tiny", weights="random"), workload=Generate(8, 8))
+    made = build.ready(Triton().quantise(made, asked, SymInt4(group_size=32), torch.device("cpu")))
+    ids, _ = prompts(1, False)
+    config = GenerationConfig(max_new_tokens=2, num_beams=beams, pad_token_id=0)
+    seen = Seen()
+    logits = []
+    with torch.inference_mode():
+        for options in (None, {"post_grad_custom_pre_pass": seen}):
+            decoder = Decoder(made, Shape.of(1, 20, config), config, options)
+            decoder.step.choice = kept = Kept(decoder.choice)
+            decoder.generate(ids, None, 2, lambda: None)
+            logits.append(kept.logits)
+    torch.testing.assert_close(*logits, atol=0.02 * float(logits[0].std()), rtol=0)
+    block = ["3 int4", "1 int4 residual", "2 int4 silu", "1 int4 residual"]
+    assert (sorted(seen.done), seen.left) == (sorted([*block, *block, "1 norm" if beams == 1 else "1"]), 0)
     torch.compiler.reset()
 
 
@@ -367,7 +394,7 @@ def test_other_transformers_are_refused_in_one_line(monkeypatch: pytest.MonkeyPa
         engines.get("compiled")().imports()
 
 
-@pytest.mark.parametrize("kernel", ["attention", "linear"])
+@pytest.mark.parametrize("kernel", ["attention", "linear", "int4"])
 def test_kernels_in_tritons_interpreter(kernel: str, tmp_path: Path):
     """Against plain torch; runs where Triton is installed, on any machine."""
     pytest.importorskip("triton", reason="needs Triton")

@@ -67,7 +67,7 @@ class Int4Linear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x of shape [..., in_features]; the result has its dtype, which is that of the scales."""
         rows = x.reshape(-1, self.in_features)
-        y = torch.ops.bench.int4_linear(rows, self.words, self.scale)
+        y: torch.Tensor = torch.ops.bench.int4_linear(rows, self.words, self.scale)
         if self.bias is not None:
             y = y + self.bias
         return y.view(*x.shape[:-1], self.out_features)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from . import fuse
+from . import fuse, int4
 from .fuse import Node
 
 MOST_ROWS = 64
@@ -23,34 +23,42 @@ TOGETHER = 4
 """Layers that one kernel can do."""
 
 aten = torch.ops.aten
+INT4 = torch.ops.bench.int4_linear.default
 
 
 @torch.library.custom_op("bench::linears", mutates_args=())
 def linears(
-    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
     residual: torch.Tensor | None, activation: str, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """x @ w.T for each of at most `TOGETHER` weights [columns, inputs]; x is [rows, inputs], contiguous.
 
-    `norm`: weights [inputs] of an RMSNorm of x, for one row. `activation` (silu, or gelu by tanh; "" for none): the one
+    `scales`: of weights that are words of 4-bit integers as `int4` packs them; empty for floats. `norm`: weights
+    [inputs] of an RMSNorm of x, for one row and floats. `activation` (silu, or gelu by tanh; "" for none): the one
     result is activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result,
     is added to it. `early` is `Device.launches_early`.
     """
     if x.device.type == "cpu":
-        return reference(x, weights, norm, eps, residual, activation)
-    from .linear_kernel import run
+        return reference(x, weights, scales, norm, eps, residual, activation)
+    if scales:
+        from . import int4_cuda
 
-    return run(x, weights, norm, eps, residual, activation, early)
+        return int4_cuda.run(x, weights, scales, residual, activation, early)
+    from . import linear_kernel
+
+    return linear_kernel.run(x, weights, norm, eps, residual, activation, early)
 
 
 def reference(
-    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
     residual: torch.Tensor | None, activation: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     """In plain torch, rounding where the models do."""
     if norm is not None:
         wide = x.float()
         x = norm * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    if scales:
+        weights = [int4.expand(words, scale) for words, scale in zip(weights, scales, strict=True)]
     results = [x @ w.T for w in weights]
     if activation:
         gate, up = results if len(results) == 2 else results[0].chunk(2, dim=-1)
@@ -61,7 +69,7 @@ def reference(
 
 @linears.register_fake
 def _(
-    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
     residual: torch.Tensor | None, activation: str, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     columns = [w.shape[0] for w in weights]
@@ -87,7 +95,7 @@ class Linears(CustomGraphPass):
 
     def uuid(self) -> Any:
         """For Inductor's cache."""
-        return get_hash_for_files((__file__, fuse.__file__), str(self.early))
+        return get_hash_for_files((__file__, fuse.__file__, int4.__file__), str(self.early))
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
@@ -97,14 +105,16 @@ class Linears(CustomGraphPass):
         graph.eliminate_dead_code()
 
     def _is_product(self, node: Node) -> bool:
-        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default):
+        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default, INT4):
             return False
-        value = node.args[-2].meta["val"]
+        value = _x(node).meta["val"]
         few = isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
         return few and self._weights(node) is not None
 
     def _weights(self, node: Node) -> Node | None:
         """The weights [columns, inputs] that the product reads transposed; None when it is something else."""
+        if node.target is INT4:
+            return node.args[1]
         turned = node.args[-1]
         swapped = turned.target == aten.permute.default and list(turned.args[1]) == [1, 0]
         if swapped or turned.target == aten.t.default:
@@ -124,12 +134,12 @@ class Linears(CustomGraphPass):
                 yield Group(gate.products, node, gate.activation)
                 for product in gate.products:
                     del left[product]
-        shared: dict[tuple[Node, int], list[Node]] = {}
+        shared: dict[tuple[Any, ...], list[Node]] = {}
         for node in left:
             shared.setdefault(_input(node), []).append(node)
         sums: set[Node] = set()
         for nodes in shared.values():
-            whole = fuse.residual_sum(nodes[0]) if len(nodes) == 1 and nodes[0].target == aten.mm.default else None
+            whole = fuse.residual_sum(nodes[0]) if len(nodes) == 1 and _no_bias(nodes[0]) else None
             if whole is None or whole in sums:
                 for start in range(0, len(nodes), TOGETHER):
                     yield Group(nodes[start : start + TOGETHER])
@@ -139,7 +149,7 @@ class Linears(CustomGraphPass):
 
     def _fits_gate(self, nodes: list[Node], left: dict[Node, None]) -> bool:
         return (
-            all(node in left and node.target == aten.mm.default for node in nodes)
+            all(node in left and _no_bias(node) for node in nodes)
             and len({(*_input(node), node.meta["val"].shape) for node in nodes}) == 1
         )
 
@@ -147,10 +157,11 @@ class Linears(CustomGraphPass):
         """The nodes that are replaced stay until no group needs to recognise them."""
         weights = [self._weights(node) for node in group.products]
         first, whole = group.products[0], group.whole
+        scales = [node.args[2] for node in group.products if node.target is INT4]
         values = [node.meta["val"] for node in group.products]
         with graph.inserting_before(whole or first):
-            x, norm, eps = first.args[-2], None, 0.0
-            found = fuse.norm(fuse.unviewed(x))
+            x, norm, eps = _x(first), None, 0.0
+            found = None if scales else fuse.norm(fuse.unviewed(x))
             if found and fuse.readers(fuse.unviewed(x)) <= products.keys():
                 x, norm, eps = _view(graph, found.x, x.meta["val"].shape), found.weights, found.eps
             residual = None
@@ -159,7 +170,7 @@ class Linears(CustomGraphPass):
                 if not group.activation:
                     residual = next(side for side in whole.args if fuse.unviewed(side) is not first)
                     residual = _view(graph, residual, values[0].shape)
-            arguments = (x, weights, norm, eps, residual, group.activation, self.early)
+            arguments = (x, weights, scales, norm, eps, residual, group.activation, self.early)
             together = graph.call_function(torch.ops.bench.linears.default, arguments)
             together.meta["val"] = values
             parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(values))]
@@ -177,10 +188,19 @@ class Linears(CustomGraphPass):
             node.replace_all_uses_with(result)
 
 
-def _input(product: Node) -> tuple[Node, int]:
-    """What the product reads, and how many rows."""
-    x = product.args[-2]
-    return fuse.unviewed(x), x.meta["val"].shape[0]
+def _x(product: Node) -> Node:
+    """What the product reads."""
+    return product.args[0 if product.target is INT4 else -2]
+
+
+def _input(product: Node) -> tuple[Any, ...]:
+    """What products have in common that one kernel can do: the input, the number of rows, and the kind of weights."""
+    x = _x(product)
+    return fuse.unviewed(x), x.meta["val"].shape[0], product.target is INT4
+
+
+def _no_bias(product: Node) -> bool:
+    return product.target is not aten.addmm.default
 
 
 def _view(graph: torch.fx.Graph, node: Node, shape: torch.Size) -> Node:
