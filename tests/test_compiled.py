@@ -15,12 +15,15 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from bench.cell import Cell, Choice, Generate
+from bench.compiled.cache import stay
 from bench.compiled.linear import Linears
 from bench.compiled.step import Decoder, Shape
 from bench.engines import engines
 from bench.errors import Unsupported
 from bench.models import build
 from bench.models.spec import Model
+from bench.precisions.lowbit import SymInt4
+from bench.providers.triton import Triton
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # Inductor's own
 
@@ -150,34 +153,154 @@ def test_the_compiled_step_gives_the_same_tokens(family: str):
     torch.compiler.reset()
 
 
-def test_layers_that_share_an_input_are_done_together():
-    """Query, key and value; gate and up: of 7 layers in each block 4 remain, and the output layer."""
-    seen: list[tuple[int, int]] = []
+class Seen(Linears):
+    """Keeps what the pass made of the last graph: of each `linears` what it computes, and the products left."""
 
-    class Counted(Linears):
-        def uuid(self) -> None:
-            """Not from the cache, which would not call it."""
+    def __init__(self) -> None:
+        super().__init__(early=False)
 
-        def __call__(self, graph: torch.fx.Graph) -> None:
-            super().__call__(graph)
-            targets = [node.target for node in graph.nodes]
-            aten = torch.ops.aten
-            left = sum(target in (aten.mm.default, aten.addmm.default) for target in targets)
-            seen.append((targets.count(torch.ops.bench.linears.default), left))
+    def uuid(self) -> None:
+        """Not from the cache, which would not call it."""
 
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        super().__call__(graph)
+        aten = torch.ops.aten
+        self.left = sum(node.target in (aten.mm.default, aten.addmm.default) for node in graph.nodes)
+        self.done = []
+        for node in graph.nodes:
+            if node.target is torch.ops.bench.linears.default:
+                _, weights, scales, norm, _, residual, activation, _ = node.args
+                words = [str(len(weights)), scales and "int4", norm and "norm", activation, residual and "residual"]
+                self.done.append(" ".join(word for word in words if word))
+
+
+class Kept(torch.nn.Module):
+    """A choice that keeps what it chose from."""
+
+    def __init__(self, choice: Any) -> None:
+        super().__init__()
+        self.choice, self.tokens = choice, choice.tokens
+        self.logits = stay(torch.zeros(choice.tokens.shape[0], VOCABULARY))
+
+    def forward(self, scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor | None:
+        self.logits.copy_(scores)
+        return self.choice(scores, count)
+
+
+GATED = ["3 norm", "1 residual", "2 norm silu", "1 residual"]
+SEVERAL_ROWS = ["3", "1 residual", "2 silu", "1 residual"]
+
+
+@pytest.mark.parametrize(
+    ("family", "beams", "block", "last"),
+    [
+        ("llama", 1, GATED, "1 norm"),
+        ("llama", 2, SEVERAL_ROWS, "1"),
+        ("qwen2", 1, GATED, "1 norm"),
+        ("phi3", 2, ["1", "1 residual", "1 silu", "1 residual"], "1"),
+        ("gemma2", 1, ["3", "1", "2 gelu", "1"], "1"),
+        ("opt", 1, ["3", "1", "1", "1"], "1"),
+    ],
+)
+def test_what_is_done_together(family: str, beams: int, block: list[str], last: str):
+    """Layers with the same input, and what is between products, are one kernel; what looks different stays."""
     torch.compiler.reset()
-    for family, together in (("llama", 9), ("opt", 9)):
-        made = model(family).to(torch.bfloat16)
-        ids, _ = prompts(1, False)
-        config = GenerationConfig(max_new_tokens=2, num_beams=2, pad_token_id=0)
-        scores = []
-        with torch.inference_mode():
-            for options in (None, {"post_grad_custom_pre_pass": Counted(early=False)}):
-                decoder = Decoder(made, Shape.of(1, 20, config), config, options)
-                decoder.generate(ids, None, 2, lambda: None)
-                scores.append(decoder.choice.running_scores.clone())
-        torch.testing.assert_close(scores[0], scores[1], atol=0.1, rtol=0)
-        assert seen.pop() == (together, 0)
+    made = model(family).to(torch.float16)
+    for parameter in made.parameters():
+        if parameter.dim() == 1:
+            parameter.uniform_(0.5, 1.5)  # norms multiply with something
+    ids, _ = prompts(1, False)
+    config = GenerationConfig(max_new_tokens=2, num_beams=beams, pad_token_id=0)
+    seen = Seen()
+    logits = []
+    with torch.inference_mode():
+        for options in (None, {"post_grad_custom_pre_pass": seen}):
+            decoder = Decoder(made, Shape.of(1, 20, config), config, options)
+            decoder.step.choice = kept = Kept(decoder.choice)
+            decoder.generate(ids, None, 2, lambda: None)
+            logits.append(kept.logits)
+    torch.testing.assert_close(*logits, atol=0.02 * float(logits[0].std()), rtol=0)
+    assert (sorted(seen.done), seen.left) == (sorted([*block, *block, last]), 0)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_packed_layers_are_done_together(beams: int):
+    """bench's own INT4; the output layer stays as it is."""
+    torch.compiler.reset()
+    torch.manual_seed(0)
+    wide = {**SMALL, **FAMILIES["llama"], "hidden_size": 128, "intermediate_size": 256}
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **wide), dtype=torch.float16)
+    asked = Cell(model=Model("tiny", weights="random"), workload=Generate(8, 8))
+    made = build.ready(Triton().quantise(made, asked, SymInt4(group_size=32), torch.device("cpu")))
+    ids, _ = prompts(1, False)
+    config = GenerationConfig(max_new_tokens=2, num_beams=beams, pad_token_id=0)
+    seen = Seen()
+    logits = []
+    with torch.inference_mode():
+        for options in (None, {"post_grad_custom_pre_pass": seen}):
+            decoder = Decoder(made, Shape.of(1, 20, config), config, options)
+            decoder.step.choice = kept = Kept(decoder.choice)
+            decoder.generate(ids, None, 2, lambda: None)
+            logits.append(kept.logits)
+    torch.testing.assert_close(*logits, atol=0.02 * float(logits[0].std()), rtol=0)
+    block = ["3 int4", "1 int4 residual", "2 int4 silu", "1 int4 residual"]
+    assert (sorted(seen.done), seen.left) == (sorted([*block, *block, "1 norm" if beams == 1 else "1"]), 0)
+    torch.compiler.reset()
+
+
+class Around(torch.nn.Module):
+    """Gate and up of one row, and what is around them, in the ways that `change` names."""
+
+    def __init__(self, change: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.change = change
+        self.gate, self.up, self.down = torch.nn.Linear(64, 48), torch.nn.Linear(64, 48), torch.nn.Linear(48, 64)
+        self.weight = torch.nn.Parameter(torch.rand(64))
+        for layer in (self.gate, self.up, self.down):
+            layer.bias = None
+        self.requires_grad_(False)
+        self.half()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        change = self.change
+        wide = x.float()
+        square = wide * wide if change == "other forms" else wide.pow(2)
+        normed = (wide * torch.rsqrt(square.mean(-1, keepdim=True) + 0.1)).half()
+        normed = normed * (1 + self.weight) if change == "one more" else self.weight * normed
+        gate, up = self.gate(normed), self.up(normed)
+        active = torch.sigmoid(gate) * gate if change == "other forms" else torch.nn.functional.silu(gate)
+        active = torch.relu(gate) if change == "relu" else active
+        joined = up * active if change == "other forms" else active * up
+        down = self.down(joined)
+        total = down + (x[0, 0] if change == "broadcast" else x)
+        also = {"norm read": normed, "gate read": gate, "active read": active, "down read": down}
+        return (total, also[change]) if change in also else (total,)
+
+
+@pytest.mark.parametrize(
+    ("change", "done"),
+    [
+        ("as usual", ["1 residual", "2 norm silu"]),
+        ("other forms", ["1 residual", "2 norm silu"]),
+        ("norm read", ["1 residual", "2 silu"]),
+        ("one more", ["1 residual", "2 silu"]),
+        ("relu", ["1 residual", "2 norm"]),
+        ("gate read", ["1 residual", "2 norm"]),
+        ("active read", ["1 residual", "2 norm"]),
+        ("down read", ["1", "2 norm silu"]),
+        ("broadcast", ["1", "2 norm silu"]),
+    ],
+)
+def test_what_is_read_elsewhere_or_looks_different_stays(change: str, done: list[str]):
+    torch.compiler.reset()
+    module, seen = Around(change), Seen()
+    x = torch.randn(1, 1, 64, dtype=torch.float16)
+    compiled = torch.compile(module, options={"post_grad_custom_pre_pass": seen})
+    with torch.inference_mode():
+        torch.testing.assert_close(compiled(x), module(x), atol=2e-3, rtol=1e-2)
+    assert sorted(seen.done) == done
     torch.compiler.reset()
 
 
@@ -302,7 +425,7 @@ def test_other_transformers_are_refused_in_one_line(monkeypatch: pytest.MonkeyPa
         engines.get("compiled")().imports()
 
 
-@pytest.mark.parametrize("kernel", ["attention", "linear"])
+@pytest.mark.parametrize("kernel", ["attention", "linear", "int4"])
 def test_kernels_in_tritons_interpreter(kernel: str, tmp_path: Path):
     """Against plain torch; runs where Triton is installed, on any machine."""
     pytest.importorskip("triton", reason="needs Triton")

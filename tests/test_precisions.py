@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import importlib.util
 import json
@@ -22,7 +23,7 @@ from bench.models import cost
 from bench.models.spec import Model
 from bench.plan import plan
 from bench.precisions.base import precision_of, precisions
-from bench.precisions.lowbit import LowBit
+from bench.precisions.lowbit import LowBit, SymInt4
 from bench.providers import providers
 from bench.providers.base import EMULATED, Support
 from bench.providers.calibration import texts
@@ -84,7 +85,9 @@ def test_every_format_has_an_accuracy_and_says_who_is_fast(format: str, device: 
     ("asked", "first"),
     [
         (cell("woq_int4"), "torchao"),
-        (cell("woq_int4", "cuda"), "torchao"),
+        (cell("woq_int4", "cuda"), "triton"),
+        (cell("asym_int4", "cuda"), "torchao"),
+        (cell("sym_int4", "cuda", group_size=256), "torchao"),
         (cell("woq_int4", "xpu"), "auto_round"),
         (cell("nf4", "xpu"), "bitsandbytes"),
         (cell("int8"), "bitsandbytes"),
@@ -275,6 +278,41 @@ def test_the_bytes_of_packed_weights(name: str, found: Any):
         else:  # scales and zero points of small groups, tables, and the padding of ARK's small layers
             assert precisions.get(format).bits < bits < precisions.get(format).bits + 5.5  # type: ignore[attr-defined]
         assert bool(answer["version"]) == (name != "rounding")
+
+
+def test_the_layout_of_our_own_integers_of_4_bits(tmp_path: Path):
+    """Codes as int4.py describes, the values that rounding gives, and the same after reload."""
+    torch.manual_seed(0)
+    cpu, provider = torch.device("cpu"), providers.get("triton")()
+
+    class Three(torch.nn.Sequential):
+        def tie_weights(self) -> None:
+            """Nothing is tied."""
+
+    def skeleton() -> torch.nn.Module:
+        return Three(torch.nn.Linear(384, 40), torch.nn.Linear(40, 256), torch.nn.Linear(256, 8))
+
+    for group in (32, 64, 128):
+        recipe = SymInt4(group_size=group, compute_dtype="fp32")
+        plain = skeleton()
+        weights = [rounded(layer.weight.data, "sym_int4", group, True) for layer in (plain[0], plain[2])]
+        made = provider.quantise(copy.deepcopy(plain), cell("sym_int4", "cuda"), recipe, cpu)
+        assert [type(layer).__name__ for layer in made] == ["Int4Linear", "Linear", "Int4Linear"]  # 40 columns stay
+        x = torch.randn(2, 3, 384)
+        middle = plain[1](x @ weights[0].T + plain[0].bias)
+        torch.testing.assert_close(made(x), middle @ weights[1].T + plain[2].bias)
+        words = made[0].words
+        for word in range(48):
+            block, part, i = word // 16, word % 16 // 4, word % 4
+            columns = block * 128 + part * 32 + 4 * torch.arange(8) + i
+            codes = (words[:, word, None] >> (4 * torch.arange(8))) & 15
+            scale = made[0].scale[:, columns[0] // group, None]
+            torch.testing.assert_close((codes - 8) * scale, weights[0][:, columns])
+        folder = tmp_path / str(group)
+        folder.mkdir()
+        provider.save(made, folder)
+        again = provider.load(skeleton, folder, recipe, cpu)
+        assert torch.equal(again(x), made(x))
 
 
 def test_stored_bytes_of_what_is_known():

@@ -5,7 +5,6 @@ On a GPU the same comparison runs without the variable.
 
 from __future__ import annotations
 
-import itertools
 import sys
 
 import torch
@@ -52,21 +51,73 @@ def attention() -> None:
 
 
 def linear() -> None:
-    """Widths and inputs that no block divides, one row and several, one layer and four."""
+    """Widths and inputs that no block divides, one row and several, one layer and four, norm, gate and residual."""
     from bench.compiled import linear_kernel
+    from bench.compiled.linear import reference
 
     if not GPU:  # the interpreter measures nothing, so the configuration is given
         vector, rows = linear_kernel._vector.fn, linear_kernel._rows.fn
         linear_kernel._vector = _Configured(vector, BN=4, BK=256)
         linear_kernel._rows = _Configured(rows, BN=16, BK=64)
-    shapes = ((256, [48, 16, 16]), (300, [33]), (100, [40, 50, 10, 7]))
-    for (inputs, widths), count in itertools.product(shapes, (1, 4, 20)):
+    for inputs, widths, activation, added in (
+        (256, [48, 16, 16], "", False),
+        (300, [33], "", False),
+        (100, [40, 50, 10, 7], "", False),
+        (300, [33], "", True),
+        (300, [37, 37], "silu", False),
+        (256, [74], "silu", False),
+        (100, [16, 16], "gelu", True),
+    ):
+        for count, normed in ((1, False), (1, True), (4, False), (20, False)):
+            torch.manual_seed(0)
+            x = torch.randn(count, inputs).to(DEVICE, torch.float16)
+            weights = [(torch.randn(width, inputs) / inputs**0.5).to(DEVICE, torch.float16) for width in widths]
+            norm = torch.randn(inputs).to(DEVICE, torch.float16) if normed else None
+            width = sum(widths) // 2 if activation else widths[0]
+            residual = torch.randn(count, width).to(DEVICE, torch.float16) if added else None
+            exact = reference(
+                x.double(), [weight.double() for weight in weights], [], None if norm is None else norm.double(),
+                0.3, None if residual is None else residual.double(), activation,
+            )  # fmt: skip
+            results = linear_kernel.run(x, weights, norm, 0.3, residual, activation, False)
+            for found, wanted in zip(results, exact, strict=True):
+                assert float((found - wanted).norm() / wanted.norm()) < 1e-3
+
+
+def int4() -> None:
+    """Groups of all sizes, both dtypes, rows that fill a tile and that do not; the interpreter only expands."""
+    from bench.compiled import int4_cuda
+    from bench.compiled.int4 import expand, pack
+    from bench.compiled.linear import reference
+
+    for dtype, inputs, group, widths, activation, added, count in (
+        (torch.float16, 512, 128, [48, 16, 16], "", False, 1),
+        (torch.float16, 11008, 128, [40], "", True, 3),
+        (torch.bfloat16, 1408, 64, [37], "", True, 8),
+        (torch.bfloat16, 256, 32, [37, 37], "silu", False, 2),
+        (torch.float16, 384, 64, [74], "gelu", False, 1),
+        (torch.float16, 4096, 128, [50, 60, 10, 7], "", False, 20),
+        (torch.bfloat16, 4096, 128, [70], "", False, 64),
+    ):
         torch.manual_seed(0)
-        x = torch.randn(count, inputs).to(DEVICE, torch.float16)
-        weights = [torch.randn(width, inputs).to(DEVICE, torch.float16) for width in widths]
-        for found, weight in zip(linear_kernel.run(x, weights, False), weights, strict=True):
-            wanted = x.float() @ weight.float().T
-            assert float((found.float() - wanted).norm() / wanted.norm()) < 1e-3
+        words = [pack(torch.randint(0, 16, (width, inputs))) for width in widths]
+        scales = [((torch.rand(width, inputs // group) + 0.5) / inputs**0.5).to(dtype) for width in widths]
+        x = torch.randn(count, inputs).to(DEVICE, dtype)
+        width = sum(widths) // 2 if activation else widths[0]
+        residual = torch.randn(count, width).to(DEVICE, dtype) if added else None
+        for word, scale in zip(words, scales, strict=True):
+            dense = int4_cuda.expand(word.to(DEVICE), scale.to(DEVICE))
+            torch.testing.assert_close(dense.cpu(), expand(word, scale), atol=0, rtol=torch.finfo(dtype).eps)
+        if not GPU:
+            continue
+        weights = [expand(*parts).to(DEVICE).double() for parts in zip(words, scales, strict=True)]
+        exact = reference(
+            x.double(), weights, [], None, 0.0, None if residual is None else residual.double(), activation
+        )
+        words, scales = ([part.to(DEVICE) for part in parts] for parts in (words, scales))
+        rounding = 2e-3 if dtype == torch.float16 else 1e-2
+        for found, wanted in zip(int4_cuda.run(x, words, scales, residual, activation), exact, strict=True):
+            assert float((found - wanted).norm() / wanted.norm()) < rounding, (dtype, inputs, group, count)
 
 
 class _Configured:
@@ -83,4 +134,4 @@ class _Configured:
 
 
 if __name__ == "__main__":
-    {"attention": attention, "linear": linear}[sys.argv[1]]()
+    {"attention": attention, "linear": linear, "int4": int4}[sys.argv[1]]()

@@ -180,6 +180,11 @@ def _join(
     tl.store(RESULT + pair * D + d, result.to(RESULT.dtype.element_ty), mask=d < D)
 
 
+def _cut(units: int, heads: int, capacity: int) -> int:
+    """Into how many pieces the positions of a head are cut, so that about `units` programs fill the device."""
+    return max(1, min(-(-units // heads), -(-capacity // BLOCK)))
+
+
 def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
@@ -195,8 +200,8 @@ def attend(
     rows, heads, _, size = query.shape
     batch, kv_heads = prompt_keys.shape[:2]
     beams, group = rows // batch, heads // kv_heads
-    prompt_pieces = max(1, min(-(-units // (batch * kv_heads)), -(-prompt_keys.shape[2] // BLOCK)))
-    own_pieces = max(1, min(-(-units // (rows * kv_heads)), -(-own_keys.shape[2] // BLOCK)))
+    prompt_pieces = _cut(units, batch * kv_heads, prompt_keys.shape[2])
+    own_pieces = _cut(units, rows * kv_heads, own_keys.shape[2])
     pieces = prompt_pieces + own_pieces
     partial = torch.empty((rows * heads, pieces, size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)

@@ -1,77 +1,121 @@
 """Linear layers of a few rows that read the same input, done together: query, key and value; gate and up.
 
 `Linears` is a pass over the graph that Inductor is about to compile. One kernel that runs four times as long spends a
-quarter of the time on its start and end, when the memory is not busy.
-
-Where a library's layer of one row turns bytes (int8, fp8) into floats first, the product becomes a sum, which Inductor
-joins with that: otherwise the floats of all weights would be written to memory and read again in every step.
+quarter of the time on its start and end, when the memory is not busy. For the same reason it also does what the model
+has between two products: the norm in front of them, the gate, the residual behind.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
+
+from . import fuse, int4, weight_bytes
+from .fuse import Node
 
 MOST_ROWS = 64
 """Above, a library's matrix product is as fast."""
 TOGETHER = 4
 """Layers that one kernel can do."""
 
-aten, prims = torch.ops.aten, torch.ops.prims
-
-Node = Any
-"""torch.fx.Node, whose arguments may be anything."""
+aten = torch.ops.aten
+INT4 = torch.ops.bench.int4_linear.default
 
 
 @torch.library.custom_op("bench::linears", mutates_args=())
-def linears(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.Tensor]:
+def linears(
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str, early: bool,
+) -> list[torch.Tensor]:  # fmt: skip
     """x @ w.T for each of at most `TOGETHER` weights [columns, inputs]; x is [rows, inputs], contiguous.
 
-    `early` is `Device.launches_early`.
+    `scales`: of weights that are words of 4-bit integers as `int4` packs them; empty for floats. `norm`: weights
+    [inputs] of an RMSNorm of x, for one row and floats. `activation` (silu, or gelu by tanh; "" for none): the one
+    result is activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result,
+    is added to it. `early` is `Device.launches_early`.
     """
     if x.device.type == "cpu":
-        return [x @ w.T for w in weights]
-    from .linear_kernel import run
+        return reference(x, weights, scales, norm, eps, residual, activation)
+    if scales:
+        from . import int4_cuda
 
-    return run(x, weights, early)
+        return int4_cuda.run(x, weights, scales, residual, activation, early)
+    from . import linear_kernel
+
+    return linear_kernel.run(x, weights, norm, eps, residual, activation, early)
+
+
+def reference(
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str,
+) -> list[torch.Tensor]:  # fmt: skip
+    """In plain torch, rounding where the models do."""
+    if norm is not None:
+        wide = x.float()
+        x = norm * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    if scales:
+        weights = [int4.expand(words, scale) for words, scale in zip(weights, scales, strict=True)]
+    results = [x @ w.T for w in weights]
+    if activation:
+        gate, up = results if len(results) == 2 else results[0].chunk(2, dim=-1)
+        function = torch.nn.functional
+        results = [(function.silu(gate) if activation == "silu" else function.gelu(gate, approximate="tanh")) * up]
+    return results if residual is None else [residual + results[0]]
 
 
 @linears.register_fake
-def _(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.Tensor]:
-    return [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
+def _(
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str, early: bool,
+) -> list[torch.Tensor]:  # fmt: skip
+    columns = [w.shape[0] for w in weights]
+    if activation:
+        columns = [sum(columns) // 2]
+    return [x.new_empty((x.shape[0], each)) for each in columns]
+
+
+class Group(NamedTuple):
+    """What one kernel does."""
+
+    products: list[Node]
+    whole: Node | None = None
+    """The gated product, or the sum with a residual, that is its one result; None when the products are its results."""
+    activation: str = ""
 
 
 class Linears(CustomGraphPass):
-    """Replace products of at most `MOST_ROWS` rows with weights by `linears`, and of one row with bytes by sums."""
+    """Replace matrix products of at most `MOST_ROWS` rows with weights by `linears`."""
 
     def __init__(self, early: bool) -> None:
         self.early = early
 
     def uuid(self) -> Any:
         """For Inductor's cache."""
-        return get_hash_for_files((__file__,), str(self.early))
+        return get_hash_for_files((__file__, fuse.__file__, int4.__file__, weight_bytes.__file__), str(self.early))
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
-        graph.eliminate_dead_code()  # a product that was decomposed for nothing may still hold its operands
-        shared: dict[tuple[Node, int], list[Node]] = {}
-        for node in graph.nodes:
-            if node.op == "call_function" and node.target in (aten.mm.default, aten.addmm.default):
-                x = node.args[-2]
-                if self._weights(node) is not None and self._few_rows(x):
-                    shared.setdefault((_unviewed(x), x.meta["val"].shape[0]), []).append(node)
-                elif node.target == aten.mm.default and x.meta["val"].shape[0] == 1 and _from_bytes(node.args[1]):
-                    self._sum(graph, node)
-        for nodes in shared.values():
-            for start in range(0, len(nodes), TOGETHER):
-                self._replace(graph, nodes[start : start + TOGETHER])
+        weight_bytes.sums(graph)
+        products = {node: None for node in graph.nodes if self._is_product(node)}
+        for group in list(self._groups(graph, products)):
+            self._replace(graph, group, products)
         graph.eliminate_dead_code()
+
+    def _is_product(self, node: Node) -> bool:
+        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default, INT4):
+            return False
+        value = _x(node).meta["val"]
+        few = isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
+        return few and self._weights(node) is not None
 
     def _weights(self, node: Node) -> Node | None:
         """The weights [columns, inputs] that the product reads transposed; None when it is something else."""
+        if node.target is INT4:
+            return node.args[1]
         turned = node.args[-1]
         swapped = turned.target == aten.permute.default and list(turned.args[1]) == [1, 0]
         if swapped or turned.target == aten.t.default:
@@ -83,57 +127,86 @@ class Linears(CustomGraphPass):
                 return found
         return None
 
-    def _few_rows(self, x: Node) -> bool:
-        value = x.meta["val"]
-        return isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
+    def _groups(self, graph: torch.fx.Graph, products: dict[Node, None]) -> Iterator[Group]:
+        left = dict(products)
+        for node in graph.nodes:
+            gate = fuse.gated(node)
+            if gate and self._fits_gate(gate.products, left):
+                yield Group(gate.products, node, gate.activation)
+                for product in gate.products:
+                    del left[product]
+        shared: dict[tuple[Any, ...], list[Node]] = {}
+        for node in left:
+            shared.setdefault(_input(node), []).append(node)
+        sums: set[Node] = set()
+        for nodes in shared.values():
+            whole = fuse.residual_sum(nodes[0]) if len(nodes) == 1 and _no_bias(nodes[0]) else None
+            if whole is None or whole in sums:
+                for start in range(0, len(nodes), TOGETHER):
+                    yield Group(nodes[start : start + TOGETHER])
+            else:
+                sums.add(whole)
+                yield Group(nodes, whole)
 
-    def _sum(self, graph: torch.fx.Graph, node: Node) -> None:
-        def call(target: Any, *arguments: Any) -> Node:
-            made = graph.call_function(target, arguments)
-            made.meta["val"] = target(
-                *(item.meta["val"] if isinstance(item, torch.fx.Node) else item for item in arguments)
-            )
-            return made
+    def _fits_gate(self, nodes: list[Node], left: dict[Node, None]) -> bool:
+        return (
+            all(node in left and _no_bias(node) for node in nodes)
+            and len({(*_input(node), node.meta["val"].shape) for node in nodes}) == 1
+        )
 
-        x, weights = node.args
-        with graph.inserting_before(node):
-            turned = call(aten.permute.default, call(prims.convert_element_type.default, x, torch.float32), [1, 0])
-            product = call(aten.mul.Tensor, call(prims.convert_element_type.default, weights, torch.float32), turned)
-            total = call(aten.sum.dim_IntList, product, [0], True)
-            result = call(prims.convert_element_type.default, total, node.meta["val"].dtype)
-        node.replace_all_uses_with(result)
-        graph.erase_node(node)
-
-    def _replace(self, graph: torch.fx.Graph, nodes: list[Node]) -> None:
-        weights = [self._weights(node) for node in nodes]
-        values = [node.meta["val"] for node in nodes]
-        with graph.inserting_before(nodes[0]):
-            together = graph.call_function(torch.ops.bench.linears.default, (nodes[0].args[-2], weights, self.early))
+    def _replace(self, graph: torch.fx.Graph, group: Group, products: dict[Node, None]) -> None:
+        """The nodes that are replaced stay until no group needs to recognise them."""
+        weights = [self._weights(node) for node in group.products]
+        first, whole = group.products[0], group.whole
+        scales = [node.args[2] for node in group.products if node.target is INT4]
+        values = [node.meta["val"] for node in group.products]
+        with graph.inserting_before(whole or first):
+            x, norm, eps = _x(first), None, 0.0
+            found = None if scales else fuse.norm(fuse.unviewed(x))
+            if found and fuse.readers(fuse.unviewed(x)) <= products.keys():
+                x, norm, eps = _view(graph, found.x, x.meta["val"].shape), found.weights, found.eps
+            residual = None
+            if whole is not None:
+                values = [whole.meta["val"].reshape(first.meta["val"].shape[0], -1)]
+                if not group.activation:
+                    residual = next(side for side in whole.args if fuse.unviewed(side) is not first)
+                    residual = _view(graph, residual, values[0].shape)
+            arguments = (x, weights, scales, norm, eps, residual, group.activation, self.early)
+            together = graph.call_function(torch.ops.bench.linears.default, arguments)
             together.meta["val"] = values
-            parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(nodes))]
+            parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(values))]
             for part, value in zip(parts, values, strict=True):
                 part.meta["val"] = value
-        for node, part in zip(nodes, parts, strict=True):
+            if whole is not None:
+                whole.replace_all_uses_with(_view(graph, parts[0], whole.meta["val"].shape))
+                return
+        for node, part in zip(group.products, parts, strict=True):
             result = part
             if node.target == aten.addmm.default:
                 with graph.inserting_before(node):
                     result = graph.call_function(aten.add.Tensor, (part, node.args[0]))
                     result.meta["val"] = node.meta["val"]
             node.replace_all_uses_with(result)
-            graph.erase_node(node)
 
 
-def _from_bytes(node: Node) -> bool:
-    """Whether weights are computed in the graph from an input of one byte each."""
-    if node.op in ("placeholder", "get_attr") or len(node.users) > 1:
-        return False
-    while node.target in (prims.convert_element_type.default, aten.mul.Tensor, aten.permute.default, aten.t.default):
-        node = node.args[0]
-    return node.op in ("placeholder", "get_attr") and bool(node.meta["val"].dtype.itemsize == 1)
+def _x(product: Node) -> Node:
+    """What the product reads."""
+    return product.args[0 if product.target is INT4 else -2]
 
 
-def _unviewed(node: Node) -> Node:
-    """The tensor that a view is of: each layer looks at the same input through a view of its own."""
-    while node.target in (aten.view.default, aten._unsafe_view.default, aten.reshape.default):
-        node = node.args[0]
-    return node
+def _input(product: Node) -> tuple[Any, ...]:
+    """What products have in common that one kernel can do: the input, the number of rows, and the kind of weights."""
+    x = _x(product)
+    return fuse.unviewed(x), x.meta["val"].shape[0], product.target is INT4
+
+
+def _no_bias(product: Node) -> bool:
+    return product.target is not aten.addmm.default
+
+
+def _view(graph: torch.fx.Graph, node: Node, shape: torch.Size) -> Node:
+    if node.meta["val"].shape == shape:
+        return node
+    view = graph.call_function(aten.reshape.default, (node, list(shape)))
+    view.meta["val"] = node.meta["val"].reshape(shape)
+    return view

@@ -35,33 +35,86 @@ def _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN: tl.constexpr):
     return W, Y, N, block * BN
 
 
+@triton.jit
+def _offsets(start, K, FAR, COLUMNS: tl.constexpr, GATE: tl.constexpr):
+    """Where the rows of weights begin, and the column of each: with a gate, two a column, of which one is FAR away.
+
+    A choice between two addresses would cost the compiler what it knows of them, and the loads their width.
+    """
+    if GATE == "":
+        n = start + tl.arange(0, COLUMNS)
+        rows = n.to(tl.int64) * K
+    else:
+        row = tl.arange(0, 2 * COLUMNS)
+        n = start + row // 2
+        rows = n.to(tl.int64) * K + (row % 2).to(tl.int64) * FAR
+    return rows, n
+
+
+@triton.jit
+def _gated(gate, up, GATE: tl.constexpr):
+    """Both as fp16 or bf16; `gelu` is the one by tanh, where (1 + tanh(z)) / 2 is sigmoid(2 z)."""
+    x = gate.to(tl.float32)
+    if GATE == "gelu":
+        x *= tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))
+    else:
+        x *= tl.sigmoid(x)
+    return (x * up.to(tl.float32)).to(gate.dtype)
+
+
 def _vector_configs() -> list[triton.Config]:
     shapes = [(1, 2048, 4), (2, 256, 4), (2, 512, 4), (2, 1024, 4), (2, 2048, 8), (4, 512, 4), (4, 1024, 8)]
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps) for n, k, warps in shapes]
 
 
-@triton.autotune(_vector_configs(), key=["N0", "N1", "N2", "N3", "K"], cache_results=True)
+_KEY = ["N0", "N1", "N2", "N3", "K", "RESIDUAL", "GATE"]
+
+
+@triton.autotune(_vector_configs(), key=[*_KEY, "NORM"], cache_results=True)
 @triton.jit
 def _vector(
-    X, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr
-):
-    """One row. Grid: (blocks of BN columns of all layers,)."""
+    X, G, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, EPS,
+    BN: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """One row. Grid: (blocks of BN columns of all results,)."""
     W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
     n = start + tl.arange(0, BN)
     k = tl.arange(0, BK)
-    weights = W + n[:, None].to(tl.int64) * K + k[None, :]
-    inside = (n < N)[:, None]
+    rows, columns = _offsets(start, K, FAR, BN, GATE)
+    weights = W + rows[:, None] + k[None, :]
+    inside = (columns < N)[:, None]
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    if NORM:
+        g = tl.load(G + k, mask=k < K, other=0.0)
     if EARLY:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
-    sums = w.to(tl.float32) * tl.load(X + k, mask=k < K, other=0.0).to(tl.float32)[None, :]
+    if RESIDUAL:
+        residual = tl.load(R + n, mask=n < N, other=0.0)
+    x = tl.load(X + k, mask=k < K, other=0.0).to(tl.float32)
+    if NORM:
+        squares = x * x
+        x *= g.to(tl.float32)
+    sums = w.to(tl.float32) * x[None, :]
     for past in range(BK, K, BK):
         here = (past + k) < K
         w = tl.load(weights + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
-        x = tl.load(X + past + k, mask=here, other=0.0)
-        sums += w.to(tl.float32) * x.to(tl.float32)[None, :]
-    tl.store(Y + n, tl.sum(sums, 1).to(Y.dtype.element_ty), mask=n < N)
+        x = tl.load(X + past + k, mask=here, other=0.0).to(tl.float32)
+        if NORM:
+            squares += x * x
+            x *= tl.load(G + past + k, mask=here, other=0.0).to(tl.float32)
+        sums += w.to(tl.float32) * x[None, :]
+    y = tl.sum(sums, 1)
+    if NORM:
+        y *= tl.rsqrt(tl.sum(squares, 0) / K + EPS)
+    y = y.to(Y.dtype.element_ty)
+    if GATE != "":
+        gate, up = tl.split(tl.reshape(y, (BN, 2)))
+        y = _gated(gate, up, GATE)
+    if RESIDUAL:
+        y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
+    tl.store(Y + n, y, mask=n < N)
 
 
 def _rows_configs() -> list[triton.Config]:
@@ -77,49 +130,74 @@ def _rows_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
 
 
-@triton.autotune(_rows_configs(), key=["N0", "N1", "N2", "N3", "K", "BM"], cache_results=True)
+@triton.autotune(_rows_configs(), key=[*_KEY, "BM"], cache_results=True)
 @triton.jit
 def _rows(
-    X, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, M,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    X, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, M,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """M rows, at most BM. Grid: (blocks of BN columns of all layers,)."""
-    W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
-    n = start + tl.arange(0, BN)
+    """M rows, at most BM. Grid: (blocks of BN rows of all weights,)."""
+    COLUMNS: tl.constexpr = BN if GATE == "" else BN // 2
+    W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, COLUMNS)
+    n = start + tl.arange(0, COLUMNS)
     m = tl.arange(0, BM)
     k = tl.arange(0, BK)
-    weights = W + n[:, None].to(tl.int64) * K + k[None, :]
+    rows, columns = _offsets(start, K, FAR, COLUMNS, GATE)
+    weights = W + rows[:, None] + k[None, :]
+    inside = (columns < N)[:, None]
     inputs = X + m[:, None] * K + k[None, :]
-    inside = (n < N)[:, None]
     alive = (m < M)[:, None]
+    results = m[None, :] * N + n[:, None]
+    exist = (m < M)[None, :] & (n < N)[:, None]
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if EARLY:
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
-    sums = tl.dot(w, tl.trans(tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)))
+    x = tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)
+    sums = tl.dot(w, tl.trans(x))
     for past in range(BK, K, BK):
         here = ((past + k) < K)[None, :]
         w = tl.load(weights + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
         x = tl.load(inputs + past, mask=alive & here, other=0.0)
         sums += tl.dot(w, tl.trans(x))
-    tl.store(Y + m[None, :] * N + n[:, None], sums.to(Y.dtype.element_ty), mask=alive.trans(1, 0) & inside)
+    y = sums.to(Y.dtype.element_ty)
+    if GATE != "":
+        gate, up = tl.split(tl.permute(tl.reshape(y, (COLUMNS, 2, BM)), (0, 2, 1)))
+        y = _gated(gate, up, GATE)
+    if RESIDUAL:
+        residual = tl.load(R + results, mask=exist, other=0.0)
+        y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
+    tl.store(Y + results, y, mask=exist)
 
 
-def run(x: torch.Tensor, weights: list[torch.Tensor], early: bool) -> list[torch.Tensor]:
+def run(
+    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str, early: bool,
+) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`."""
     rows, inputs = x.shape
-    results = [torch.empty((rows, w.shape[0]), dtype=x.dtype, device=x.device) for w in weights]
-    spare = 4 - len(weights)
-    w = [*weights, *[weights[0]] * spare]
-    y = [*results, *[results[0]] * spare]
-    n = [*(weight.shape[0] for weight in weights), *[0] * spare]
+    far = 0
+    if activation:
+        weights = list(weights[0].chunk(2)) if len(weights) == 1 else weights
+        far = (weights[1].data_ptr() - weights[0].data_ptr()) // x.element_size()
+    columns = [w.shape[0] for w in weights[: 1 if activation else 4]]
+    results = [torch.empty((rows, each), dtype=x.dtype, device=x.device) for each in columns]
+    w = [*weights, *[weights[0]] * (4 - len(weights))]
+    y = [*results, *[results[0]] * (4 - len(results))]
+    n = [*columns, *[0] * (4 - len(columns))]
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
-        return (sum(triton.cdiv(columns, meta["BN"]) for columns in n),)
+        block = meta["BN"] // 2 if activation and rows > 1 else meta["BN"]
+        return (sum(triton.cdiv(each, block) for each in columns),)
 
-    launch = {"launch_pdl": True} if early else {}
+    fixed = {"RESIDUAL": residual is not None, "GATE": activation, "EARLY": early}
+    if early:
+        fixed["launch_pdl"] = True
+    r = x if residual is None else residual
     if rows == 1:
-        _vector[grid](x, *w, *y, *n, inputs, EARLY=early, **launch)
+        g = x if norm is None else norm
+        _vector[grid](x, g, r, *w, *y, *n, inputs, far, eps, NORM=norm is not None, **fixed)
     else:
-        _rows[grid](x, *w, *y, *n, inputs, rows, BM=max(16, triton.next_power_of_2(rows)), EARLY=early, **launch)
+        _rows[grid](x, r, *w, *y, *n, inputs, far, rows, BM=max(16, triton.next_power_of_2(rows)), **fixed)
     return results
