@@ -156,9 +156,6 @@ def test_the_compiled_step_gives_the_same_tokens(family: str):
 class Seen(Linears):
     """Keeps what the pass made of the last graph: of each `linears` what it computes, and the products left."""
 
-    def __init__(self) -> None:
-        super().__init__(early=False)
-
     def uuid(self) -> None:
         """Not from the cache, which would not call it."""
 
@@ -180,7 +177,7 @@ class Kept(torch.nn.Module):
     def __init__(self, choice: Any) -> None:
         super().__init__()
         self.choice, self.tokens = choice, choice.tokens
-        self.logits = stay(torch.zeros(choice.tokens.shape[0], VOCABULARY))
+        self.logits = stay(torch.zeros(choice.tokens.shape[0], VOCABULARY, device=choice.tokens.device))
 
     def forward(self, scores: torch.Tensor, count: torch.Tensor) -> torch.Tensor | None:
         self.logits.copy_(scores)
@@ -191,37 +188,45 @@ GATED = ["3 norm", "1 residual", "2 norm silu", "1 residual"]
 SEVERAL_ROWS = ["3", "1 residual", "2 silu", "1 residual"]
 
 
-@pytest.mark.parametrize(
-    ("family", "beams", "block", "last"),
-    [
-        ("llama", 1, GATED, "1 norm"),
-        ("llama", 2, SEVERAL_ROWS, "1"),
-        ("qwen2", 1, GATED, "1 norm"),
-        ("phi3", 2, ["1", "1 residual", "1 silu", "1 residual"], "1"),
-        ("gemma2", 1, ["3", "1", "2 gelu", "1"], "1"),
-        ("opt", 1, ["3", "1", "1", "1"], "1"),
-    ],
-)
-def test_what_is_done_together(family: str, beams: int, block: list[str], last: str):
-    """Layers with the same input, and what is between products, are one kernel; what looks different stays."""
+FOLDED = [
+    ("llama", 1, GATED, "1 norm"),
+    ("llama", 2, SEVERAL_ROWS, "1"),
+    ("qwen2", 1, GATED, "1 norm"),
+    ("phi3", 2, ["1", "1 residual", "1 silu", "1 residual"], "1"),
+    ("gemma2", 1, ["3", "1", "2 gelu", "1"], "1"),
+    ("opt", 1, ["3", "1", "1", "1"], "1"),
+]
+"""Family, beams, what the kernels of one block do, and the last one."""
+
+
+def folded(family: str, beams: int, device: str, options: dict[str, Any], units: int = 1) -> Seen:
+    """What the pass has made of a model in fp16, whose logits are those of the uncompiled step."""
     torch.compiler.reset()
-    made = model(family).to(torch.float16)
+    made = model(family).half()
     for parameter in made.parameters():
         if parameter.dim() == 1:
             parameter.uniform_(0.5, 1.5)  # norms multiply with something
-    ids, _ = prompts(1, False)
+    made, ids = made.to(device), prompts(1, False)[0].to(device)
     config = GenerationConfig(max_new_tokens=2, num_beams=beams, pad_token_id=0)
-    seen = Seen()
+    passed = options.get("post_grad_custom_pre_pass")
+    seen = Seen(passed is not None and passed.early)
     logits = []
     with torch.inference_mode():
-        for options in (None, {"post_grad_custom_pre_pass": seen}):
-            decoder = Decoder(made, Shape.of(1, 20, config), config, options)
+        for settings in (None, {**options, "post_grad_custom_pre_pass": seen}):
+            decoder = Decoder(made, Shape.of(1, 20, config), config, settings, units, seen.early)
             decoder.step.choice = kept = Kept(decoder.choice)
             decoder.generate(ids, None, 2, lambda: None)
             logits.append(kept.logits)
     torch.testing.assert_close(*logits, atol=0.02 * float(logits[0].std()), rtol=0)
-    assert (sorted(seen.done), seen.left) == (sorted([*block, *block, last]), 0)
     torch.compiler.reset()
+    return seen
+
+
+@pytest.mark.parametrize(("family", "beams", "block", "last"), FOLDED)
+def test_what_is_done_together(family: str, beams: int, block: list[str], last: str):
+    """Layers with the same input, and what is between products, are one kernel; what looks different stays."""
+    seen = folded(family, beams, "cpu", {})
+    assert (sorted(seen.done), seen.left) == (sorted([*block, *block, last]), 0)
 
 
 @pytest.mark.parametrize("beams", [1, 2])
@@ -235,7 +240,7 @@ def test_packed_layers_are_done_together(beams: int):
     made = build.ready(Triton().quantise(made, asked, SymInt4(group_size=32), torch.device("cpu")))
     ids, _ = prompts(1, False)
     config = GenerationConfig(max_new_tokens=2, num_beams=beams, pad_token_id=0)
-    seen = Seen()
+    seen = Seen(early=False)
     logits = []
     with torch.inference_mode():
         for options in (None, {"post_grad_custom_pre_pass": seen}):
@@ -295,7 +300,7 @@ class Around(torch.nn.Module):
 )
 def test_what_is_read_elsewhere_or_looks_different_stays(change: str, done: list[str]):
     torch.compiler.reset()
-    module, seen = Around(change), Seen()
+    module, seen = Around(change), Seen(early=False)
     x = torch.randn(1, 1, 64, dtype=torch.float16)
     compiled = torch.compile(module, options={"post_grad_custom_pre_pass": seen})
     with torch.inference_mode():

@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 from bench.compiled.step import Decoder, Shape
 from bench.devices import devices
 from bench.engines.compiled import Compiled
-from tests.test_compiled import FAMILIES, model, prompts
+from tests.test_compiled import FAMILIES, FOLDED, folded, model, prompts
 
 KIND = torch.accelerator.current_accelerator()
 COMPILED = {"llama", "qwen3", "opt", "gptj"}
@@ -91,3 +91,13 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
                 found = decoder.generate(ids, mask, 14, lambda: None)
         assert found.tolist() == expected.tolist(), (batch, beams)
         torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize(("family", "beams", "block", "last"), FOLDED)
+def test_what_is_done_together(kind: str, family: str, beams: int, block: list[str], last: str):
+    """The graph for this device has what the pass looks for, and the kernels give the logits of the uncompiled step."""
+    device = devices.get(kind)()
+    options = Compiled()._options(device, device.launches_early())
+    seen = folded(family, beams, kind, options, 4 * device.processors())
+    assert (sorted(seen.done), seen.left) == (sorted([*block, *block, last]), 0)
