@@ -181,8 +181,8 @@ def _join(
 
 
 def _cut(units: int, heads: int, capacity: int) -> int:
-    """Into how many pieces the positions of a head are cut, so that about `units` programs fill the device."""
-    return max(1, min(-(-units // heads), -(-capacity // BLOCK)))
+    """Into how many pieces the positions of a head are cut, so that at most about `units` programs read."""
+    return max(1, min(units // heads, -(-capacity // BLOCK)))
 
 
 def _power_of_two(number: int) -> int:
@@ -201,7 +201,7 @@ def attend(
     batch, kv_heads = prompt_keys.shape[:2]
     beams, group = rows // batch, heads // kv_heads
     prompt_pieces = _cut(units, batch * kv_heads, prompt_keys.shape[2])
-    own_pieces = _cut(units, rows * kv_heads, own_keys.shape[2])
+    own_pieces = _cut(units // 4, rows * kv_heads, own_keys.shape[2])  # these are fewer positions
     pieces = prompt_pieces + own_pieces
     partial = torch.empty((rows * heads, pieces, size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)

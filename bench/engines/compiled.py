@@ -81,7 +81,7 @@ class Compiled(Eager):
         device = devices.get(cell.device.name)(**cell.device.kwargs)
         early = device.launches_early()
         options = self._options(device, early) if self.compile else None
-        loaded.kept["decoder"] = step.Decoder(loaded.handle, shape, config, options, 4 * device.processors(), early)
+        loaded.kept["decoder"] = step.Decoder(loaded.handle, shape, config, options, 2 * device.processors(), early)
 
     def _options(self, device: Device, early: bool) -> dict[str, Any]:
         """Settings of Inductor. Graph capture is torch's own, where it has one for the device."""
@@ -89,7 +89,11 @@ class Compiled(Eager):
             return {}
         from ..compiled.linear import Linears
 
-        options: dict[str, Any] = {"triton.cudagraphs": True, "post_grad_custom_pre_pass": Linears(early)}
+        options: dict[str, Any] = {
+            "triton.cudagraphs": True,
+            "post_grad_custom_pre_pass": Linears(early),
+            "shape_padding": False,  # a copy of the weights in every step
+        }
         if early:
             options["triton.enable_pdl"] = True
         return options

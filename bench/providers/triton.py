@@ -46,11 +46,16 @@ class Triton(Provider):
         sizes = ", ".join(map(str, GROUPS))
         return None if recipe.group_size in GROUPS else f"its groups have {sizes} columns: set precision.group_size"
 
+    @classmethod
+    def source(cls) -> str:
+        """No extra of bench."""
+        return "builds of torch for NVIDIA GPUs bring it"
+
     def missing(self) -> str | None:
-        """Triton comes with the builds of torch for the devices that have it."""
+        """Triton comes with torch."""
         found = self.version()
         if not found:
-            return "triton is missing, which torch for this device brings: reinstall torch"
+            return f"triton is missing: {self.source()}"
         if tuple(int(part) for part in found.split(".")[:2]) < LEAST:
             return f"it needs triton {LEAST[0]}.{LEAST[1]} or newer, as torch 2.10 brings it, found {found}"
         return None

@@ -86,7 +86,7 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
         with torch.inference_mode():
             expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
             options = Compiled()._options(device, early) if family in COMPILED else None
-            decoder = Decoder(made, Shape.of(batch, 20, config), config, options, 4 * device.processors(), early)
+            decoder = Decoder(made, Shape.of(batch, 20, config), config, options, 2 * device.processors(), early)
             for _ in range(3):
                 found = decoder.generate(ids, mask, 14, lambda: None)
         assert found.tolist() == expected.tolist(), (batch, beams)
@@ -99,5 +99,5 @@ def test_what_is_done_together(kind: str, family: str, beams: int, block: list[s
     """The graph for this device has what the pass looks for, and the kernels give the logits of the uncompiled step."""
     device = devices.get(kind)()
     options = Compiled()._options(device, device.launches_early())
-    seen = folded(family, beams, kind, options, 4 * device.processors())
+    seen = folded(family, beams, kind, options, 2 * device.processors())
     assert (sorted(seen.done), seen.left) == (sorted([*block, *block, last]), 0)
