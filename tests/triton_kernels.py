@@ -67,6 +67,7 @@ def linear() -> None:
         (300, [37, 37], "silu", False),
         (256, [74], "silu", False),
         (100, [16, 16], "gelu", True),
+        (300, [96], "", True),
     ):
         for count, normed in ((1, False), (1, True), (20 if inputs == 100 else 4, False)):
             torch.manual_seed(0)
@@ -75,11 +76,16 @@ def linear() -> None:
             norm = torch.randn(inputs).to(DEVICE, torch.float16) if normed else None
             width = sum(widths) // 2 if activation else widths[0]
             residual = torch.randn(count, width).to(DEVICE, torch.float16) if added else None
-            exact = reference(
-                x.double(), [weight.double() for weight in weights], [], None if norm is None else norm.double(),
-                0.3, None if residual is None else residual.double(), activation,
-            )  # fmt: skip
-            results = linear_kernel.run(x, weights, norm, 0.3, residual, activation, False)
+            halves = count > 1 and inputs != 256
+            squares = torch.rand(count, 19).to(DEVICE) * inputs / 19 if halves else None
+            after = (
+                torch.randn(width).to(DEVICE, torch.float16)
+                if halves and width % 16 == 0 and added and not activation
+                else None
+            )
+            optional = (norm, squares, 0.3, residual, activation, after)
+            exact = reference(x.double(), [weight.double() for weight in weights], [], *_doubles(optional))
+            results = linear_kernel.run(x, weights, *optional, False)
             for found, wanted in zip(results, exact, strict=True):
                 assert float((found - wanted).norm() / wanted.norm()) < 1e-3
 
@@ -93,6 +99,7 @@ def int4() -> None:
     for dtype, inputs, group, widths, activation, added, count in (
         (torch.float16, 512, 128, [48, 16, 16], "", False, 1),
         (torch.float16, 11008, 128, [40], "", True, 3),
+        (torch.float16, 1408, 128, [80], "", True, 1),
         (torch.bfloat16, 1408, 64, [37], "", True, 8),
         (torch.bfloat16, 256, 32, [37, 37], "silu", False, 2),
         (torch.float16, 384, 64, [74], "gelu", False, 1),
@@ -111,13 +118,21 @@ def int4() -> None:
         if not GPU:
             continue
         weights = [expand(*parts).to(DEVICE).double() for parts in zip(words, scales, strict=True)]
-        exact = reference(
-            x.double(), weights, [], None, 0.0, None if residual is None else residual.double(), activation
+        halves = group == 128
+        squares = torch.rand(count, 24).to(DEVICE) * inputs / 24 if halves else None
+        after = (
+            torch.randn(width).to(DEVICE, dtype) if halves and width % 16 == 0 and added and not activation else None
         )
+        optional = (squares, 0.3, residual, activation, after)
+        exact = reference(x.double(), weights, [], None, *_doubles(optional))
         words, scales = ([part.to(DEVICE) for part in parts] for parts in (words, scales))
         rounding = 2e-3 if dtype == torch.float16 else 1e-2
-        for found, wanted in zip(int4_cuda.run(x, words, scales, residual, activation), exact, strict=True):
+        for found, wanted in zip(int4_cuda.run(x, words, scales, *optional), exact, strict=True):
             assert float((found - wanted).norm() / wanted.norm()) < rounding, (dtype, inputs, group, count)
+
+
+def _doubles(arguments: tuple[object, ...]) -> list[object]:
+    return [one.double() if isinstance(one, torch.Tensor) else one for one in arguments]
 
 
 class _Configured:

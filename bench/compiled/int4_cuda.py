@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from triton.language.extra import cuda
 
 from .int4 import BLOCK
+from .norms import following
 
 _wait, _launch_next = cuda.gdc_wait, cuda.gdc_launch_dependents
 
@@ -138,15 +139,17 @@ def _fitting(configs: list[triton.Config], named: dict[str, Any], **fixed: Any) 
     return [one for one in configs if one.kwargs["BN"] * one.kwargs["BLOCKS"] * fixed["BM"] <= 1024]
 
 
-_KEY = ["N0", "N1", "N2", "N3", "GROUPS", "BM", "SPLIT", "RESIDUAL", "GATE"]
+_KEY = ["N0", "N1", "N2", "N3", "GROUPS", "BM", "SPLIT", "RESIDUAL", "GATE", "PIECES", "AFTER"]
 
 
 @triton.autotune(_configs(), key=_KEY, prune_configs_by={"early_config_prune": _fitting}, cache_results=True)
 @gluon.jit
 def _linears(
-    X, R, W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, BLOCK_COUNT, GROUPS, WFAR, SFAR, M,
+    X, Q, R, G, Z, P, W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, BLOCK_COUNT, GROUPS,
+    WFAR, SFAR, EPS, M,
     BM: gl.constexpr, BN: gl.constexpr, WARPS: gl.constexpr, BLOCKS: gl.constexpr, SPLIT: gl.constexpr,
-    AHEAD: gl.constexpr, RESIDUAL: gl.constexpr, GATE: gl.constexpr, EARLY: gl.constexpr, UNPACK: gl.constexpr,
+    AHEAD: gl.constexpr, PIECES: gl.constexpr, PIECES2: gl.constexpr, RESIDUAL: gl.constexpr, GATE: gl.constexpr,
+    AFTER: gl.constexpr, EARLY: gl.constexpr, UNPACK: gl.constexpr,
 ):  # fmt: skip
     """M rows, at most BM. Grid: (blocks of BN rows of all weights,).
 
@@ -179,6 +182,11 @@ def _linears(
     if EARLY:
         _wait()
         _launch_next()
+    if PIECES > 0:
+        wide: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [WARPS, 1], [1, 0])  # a row in 8 lanes
+        qm = gl.arange(0, BM, gl.SliceLayout(1, wide))[:, None]
+        qp = gl.arange(0, PIECES2, gl.SliceLayout(0, wide))[None, :]
+        squares = gl.load(Q + qm * PIECES + qp, mask=(qm < M) & (qp < PIECES), other=0.0)
     total = gl.zeros([SPAN, BN, BM], gl.float32, sums)
     for past in range(0, BLOCK_COUNT, SPAN):
         if AHEAD:
@@ -205,7 +213,7 @@ def _linears(
         if AHEAD:
             words, s0, s1, s2, s3 = next_words, t0, t1, t2, t3
 
-    y = gl.sum(total, 0).to(Y.dtype.element_ty)
+    y = gl.sum(total, 0)
     whole: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [WARPS, 1], [1, 0])
     columns = start + gl.arange(0, COLUMNS, gl.SliceLayout(1, whole))[:, None]
     m = gl.arange(0, BM, gl.SliceLayout(0, whole))[None, :]
@@ -213,17 +221,33 @@ def _linears(
     if GATE == "":
         y = gl.convert_layout(y, whole)
     else:
-        gate, up = gl.split(gl.permute(gl.reshape(y, [2, COLUMNS, BM]), [1, 2, 0]))
-        g = gl.convert_layout(gate, whole).to(gl.float32)
+        y, up = gl.split(gl.permute(gl.reshape(y, [2, COLUMNS, BM]), [1, 2, 0]))
+        y, up = gl.convert_layout(y, whole), gl.convert_layout(up, whole)
+    if PIECES > 0:
+        root = gl.rsqrt(gl.sum(squares, 1) / K + EPS)
+        root = gl.convert_layout(root, gl.SliceLayout(0, whole))[None, :]
+        y *= root
+        if GATE != "":
+            up *= root
+    y = y.to(Y.dtype.element_ty)
+    if GATE != "":
+        gate = y.to(gl.float32)
         if GATE == "gelu":  # the one by tanh, where (1 + tanh(z)) / 2 is 1 / (1 + exp(-2 z))
-            g = g / (1.0 + gl.exp(-1.5957691216057308 * (g + 0.044715 * g * g * g)))
+            gate = gate / (1.0 + gl.exp(-1.5957691216057308 * (gate + 0.044715 * gate * gate * gate)))
         else:
-            g = g / (1.0 + gl.exp(-g))
-        y = (g * gl.convert_layout(up, whole).to(gl.float32)).to(Y.dtype.element_ty)
+            gate = gate / (1.0 + gl.exp(-gate))
+        y = (gate * up.to(Y.dtype.element_ty).to(gl.float32)).to(Y.dtype.element_ty)
     if RESIDUAL:
         residual = gl.load(R + m * N + columns, mask=exist, other=0.0)
         y = (residual.to(gl.float32) + y.to(gl.float32)).to(Y.dtype.element_ty)
     gl.store(Y + m * N + columns, y, mask=exist)
+    if AFTER:
+        h = gl.where(exist, y.to(gl.float32), 0.0)
+        after = gl.load(G + columns, mask=columns < N, other=0.0).to(gl.float32)
+        gl.store(Z + m * N + columns, (h * after).to(Y.dtype.element_ty), mask=exist)
+        part = gl.convert_layout(gl.sum(gl.reshape(h * h, [COLUMNS // 16, 16, BM]), 1), whole)
+        piece = start // 16 + gl.arange(0, COLUMNS // 16, gl.SliceLayout(1, whole))[:, None]
+        gl.store(P + m * (N // 16) + piece, part, mask=(piece < N // 16) & (m < M))
 
 
 @triton.jit
@@ -256,8 +280,9 @@ def expand(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def run(
-    x: torch.Tensor, words: list[torch.Tensor], scales: list[torch.Tensor], residual: torch.Tensor | None = None,
-    activation: str = "", early: bool = False,
+    x: torch.Tensor, words: list[torch.Tensor], scales: list[torch.Tensor], squares: torch.Tensor | None = None,
+    eps: float = 0.0, residual: torch.Tensor | None = None, activation: str = "", after: torch.Tensor | None = None,
+    early: bool = False,
 ) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`, for few rows."""
     rows, inputs = x.shape
@@ -268,7 +293,8 @@ def run(
         words_far = (words[1].data_ptr() - words[0].data_ptr()) // words[0].element_size()
         scales_far = (scales[1].data_ptr() - scales[0].data_ptr()) // scales[0].element_size()
     columns = [w.shape[0] for w in words[: 1 if activation else 4]]
-    results = [torch.empty((rows, each), dtype=x.dtype, device=x.device) for each in columns]
+    results = [x.new_empty((rows, each)) for each in columns]
+    more = following(results[0]) if after is not None else []
 
     def four(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
         return [*tensors, *[tensors[0]] * (4 - len(tensors))]
@@ -277,13 +303,18 @@ def run(
         block = meta["BN"] // 2 if activation else meta["BN"]
         return (sum(triton.cdiv(each, block) for each in columns),)
 
-    fixed: dict[str, Any] = {"RESIDUAL": residual is not None, "GATE": activation, "EARLY": early}
+    fixed: dict[str, Any] = {
+        "RESIDUAL": residual is not None, "GATE": activation, "AFTER": after is not None, "EARLY": early,
+        "PIECES": 0 if squares is None else squares.shape[1],
+    }  # fmt: skip
     if early:
         fixed["launch_pdl"] = True
     groups = scales[0].shape[1]
+    others = (x if one is None else one for one in (squares, residual, after, *(more or (None, None))))
     _linears[grid](
-        x, x if residual is None else residual, *four(words), *four(scales), *four(results),
-        *columns, *[0] * (4 - len(columns)), inputs, inputs // BLOCK, groups, words_far, scales_far, rows,
-        BM=max(8, triton.next_power_of_2(rows)), SPLIT=groups * BLOCK // inputs, UNPACK=UNPACK[x.dtype], **fixed,
+        x, *others, *four(words), *four(scales), *four(results), *columns, *[0] * (4 - len(columns)),
+        inputs, inputs // BLOCK, groups, words_far, scales_far, eps, rows,
+        BM=max(8, triton.next_power_of_2(rows)), PIECES2=triton.next_power_of_2(max(128, fixed["PIECES"])),
+        SPLIT=groups * BLOCK // inputs, UNPACK=UNPACK[x.dtype], **fixed,
     )  # fmt: skip
-    return results
+    return results + more
