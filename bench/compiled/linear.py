@@ -17,6 +17,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from . import fuse, int4, norms, weight_bytes
 from .fuse import Node
 
+try:
+    from . import linear_cuda
+except ImportError:  # no Triton, or one without Gluon
+    linear_cuda = None  # type: ignore[assignment]
+
 MOST_ROWS = 64
 """Above, a library's matrix product is as fast."""
 TOGETHER = 4
@@ -43,10 +48,8 @@ def linears(
     """
     if x.device.type == "cpu":
         return reference(x, weights, scales, norm, squares, eps, residual, activation, after)
-    if scales:
-        from . import int4_cuda
-
-        return int4_cuda.run(x, weights, scales, squares, eps, residual, activation, after, early)
+    if scales or (x.shape[0] > 1 and linear_cuda is not None and linear_cuda.takes(x)):
+        return linear_cuda.run(x, weights, scales, squares, eps, residual, activation, after, early)
     from . import linear_kernel
 
     return linear_kernel.run(x, weights, norm, squares, eps, residual, activation, after, early)
