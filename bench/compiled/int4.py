@@ -26,7 +26,7 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
 def expand(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The weights as floats of the scales' dtype: words [rows, columns / 8], scale [rows, columns / group]."""
     if words.device.type != "cpu":
-        from .int4_kernel import expand as kernel
+        from .int4_cuda import expand as kernel
 
         return kernel(words, scale)
     rows, width = words.shape
@@ -40,7 +40,7 @@ def expand(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def int4_linear(x: torch.Tensor, words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x @ w.T; x is [rows, columns], contiguous, of the scales' dtype."""
     if x.device.type != "cpu" and x.shape[0] <= MOST_ROWS:
-        from .linear_cuda import run
+        from .int4_cuda import run
 
         return run(x, [words], [scale])[0]
     return x @ expand(words, scale).T

@@ -17,11 +17,6 @@ from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_file
 from . import fuse, int4, norms, weight_bytes
 from .fuse import Node
 
-try:
-    from . import linear_cuda
-except ImportError:  # no Triton, or one without Gluon
-    linear_cuda = None  # type: ignore[assignment]
-
 MOST_ROWS = 64
 """Above, a library's matrix product is as fast."""
 TOGETHER = 4
@@ -42,17 +37,19 @@ def linears(
     `scales`: of weights that are words of 4-bit integers as `int4` packs them; empty for floats. `norm`: weights
     [inputs] of an RMSNorm of x, for one row and floats. `activation` (silu, or gelu by tanh; "" for none): the one
     result is activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result,
-    is added to it. For several rows or 4-bit integers, norms come in halves (see `norms`): `squares` belong to an x
-    that has the first half, and `after` are the weights of a norm behind, whose first half follows the result. `early`
-    is `Device.launches_early`.
+    is added to it. For 4-bit integers, norms come in halves (see `norms`): `squares` belong to an x that has the first
+    half, and `after` are the weights of a norm behind, whose first half follows the result. Several rows of floats
+    have none of this. `early` is `Device.launches_early`.
     """
     if x.device.type == "cpu":
         return reference(x, weights, scales, norm, squares, eps, residual, activation, after)
-    if scales or (x.shape[0] > 1 and linear_cuda is not None and linear_cuda.takes(x)):
-        return linear_cuda.run(x, weights, scales, squares, eps, residual, activation, after, early)
+    if scales:
+        from . import int4_cuda
+
+        return int4_cuda.run(x, weights, scales, squares, eps, residual, activation, after, early)
     from . import linear_kernel
 
-    return linear_kernel.run(x, weights, norm, squares, eps, residual, activation, after, early)
+    return linear_kernel.run(x, weights, norm, eps, residual, activation, early)
 
 
 def reference(
@@ -102,8 +99,7 @@ class Group(NamedTuple):
 
     def takes_halves(self) -> bool:
         """Whether the kernel can do half of a norm; that of one row of floats does norms whole."""
-        first = self.products[0]
-        return first.target is INT4 or _x(first).meta["val"].shape[0] > 1
+        return self.products[0].target is INT4
 
 
 class Linears(CustomGraphPass):
@@ -164,7 +160,7 @@ class Linears(CustomGraphPass):
             shared.setdefault(_input(node), []).append(node)
         sums: set[Node] = set()
         for nodes in shared.values():
-            whole = fuse.residual_sum(nodes[0]) if len(nodes) == 1 and _no_bias(nodes[0]) else None
+            whole = fuse.residual_sum(nodes[0]) if len(nodes) == 1 and _does_more(nodes[0]) else None
             if whole is None or whole in sums:
                 for start in range(0, len(nodes), TOGETHER):
                     yield Group(nodes[start : start + TOGETHER])
@@ -174,7 +170,7 @@ class Linears(CustomGraphPass):
 
     def _fits_gate(self, nodes: list[Node], left: dict[Node, None]) -> bool:
         return (
-            all(node in left and _no_bias(node) for node in nodes)
+            all(node in left and _does_more(node) for node in nodes)
             and len({(*_input(node), node.meta["val"].shape) for node in nodes}) == 1
         )
 
@@ -205,7 +201,7 @@ class Linears(CustomGraphPass):
             found = fronts.get(fuse.unviewed(x)) if group.takes_halves() else fuse.norm(fuse.unviewed(x))
             if found and group.takes_halves():
                 (x, squares), eps = halves[found.x], found.eps
-            elif found and fuse.readers(fuse.unviewed(x)) <= products.keys():
+            elif found and x.meta["val"].shape[0] == 1 and fuse.readers(fuse.unviewed(x)) <= products.keys():
                 x, norm, eps = _view(graph, found.x, x.meta["val"].shape), found.weights, found.eps
             residual = None
             if whole is not None:
@@ -246,8 +242,12 @@ def _input(product: Node) -> tuple[Any, ...]:
     return fuse.unviewed(x), x.meta["val"].shape[0], product.target is INT4
 
 
-def _no_bias(product: Node) -> bool:
-    return product.target is not aten.addmm.default
+def _does_more(product: Node) -> bool:
+    """Whether its kernel can do what is around it. Measured: several rows of floats are slower for that."""
+    if product.target is INT4:
+        return True
+    rows: int = _x(product).meta["val"].shape[0]
+    return rows == 1 and product.target is aten.mm.default
 
 
 def _view(graph: torch.fx.Graph, node: Node, shape: torch.Size) -> Node:

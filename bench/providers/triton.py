@@ -66,7 +66,7 @@ class Triton(Provider):
         from ..compiled.int4 import Int4Linear, pack
 
         if device.type == "cuda":
-            from ..compiled.linear_cuda import lacks
+            from ..compiled.int4_cuda import lacks
 
             reason = lacks(device)
             if reason:

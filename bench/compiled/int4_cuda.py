@@ -1,9 +1,8 @@
-"""Linear layers on NVIDIA's tensor cores, for few rows: weights of 4 bits (see `int4.py` for the layout) and floats.
+"""Linear layers with weights of 4 bits on NVIDIA's tensor cores, for few rows. See `int4.py` for the layout.
 
 At a quarter of the bytes, ordinary arithmetic takes longer than reading. Tensor cores do the products, and codes become
 floats two at a time: their bits are put into the mantissa of a float whose last bit counts 1, and what is too much is
-taken off. Weights go from memory straight to the lanes that multiply them, and the warps of a program share the inputs
-of a row out among them. Triton cannot say which lane holds which weight; Gluon, its language for that, can.
+taken off. Triton cannot say which lane holds which weight; Gluon, its language for that, can.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
@@ -127,9 +127,8 @@ def _product(a0, a1, a2, a3, a4, a5, a6, a7, x, here, part):
 
 
 def _configs() -> list[triton.Config]:
-    shapes = [(16, 4, 1, True), (16, 4, 2, True), (16, 4, 4, False), (16, 4, 8, False), (16, 8, 2, True),
-              (32, 4, 1, True), (32, 4, 2, True), (32, 4, 4, False), (32, 8, 2, True), (64, 4, 1, True),
-              (64, 8, 1, True)]  # fmt: skip
+    shapes = [(16, 4, 2, True), (16, 4, 4, False), (16, 4, 8, False), (16, 4, 1, True), (32, 4, 1, True),
+              (32, 4, 2, True), (32, 4, 4, False), (16, 8, 2, True), (32, 8, 2, True)]  # fmt: skip
     return [
         triton.Config({"BN": rows, "WARPS": warps, "BLOCKS": blocks, "AHEAD": ahead}, num_warps=warps)
         for rows, warps, blocks, ahead in shapes
@@ -137,114 +136,99 @@ def _configs() -> list[triton.Config]:
 
 
 def _fitting(configs: list[triton.Config], named: dict[str, Any], **fixed: Any) -> list[triton.Config]:
-    """Those that registers have room for."""
-
-    def fits(rows: int, blocks: int, ahead: bool) -> bool:
-        if fixed["SPLIT"]:
-            return rows <= 32 and rows * blocks * fixed["BM"] <= 1024
-        weights, sums = rows * blocks * (1 + ahead), rows * fixed["BM"] // 32
-        return blocks <= 4 and weights + sums <= 128
-
-    return [one for one in configs if fits(*(one.kwargs[name] for name in ("BN", "BLOCKS", "AHEAD")))]
+    """Those whose sums have room in the registers."""
+    return [one for one in configs if one.kwargs["BN"] * one.kwargs["BLOCKS"] * fixed["BM"] <= 1024]
 
 
-_KEY = ["N0", "N1", "N2", "N3", "K", "BM", "SPLIT", "RESIDUAL", "GATE", "PIECES", "AFTER"]
+_KEY = ["N0", "N1", "N2", "N3", "GROUPS", "BM", "SPLIT", "RESIDUAL", "GATE", "PIECES", "AFTER"]
 
 
 @triton.autotune(_configs(), key=_KEY, prune_configs_by={"early_config_prune": _fitting}, cache_results=True)
 @gluon.jit
 def _linears(
-    X, Q, R, G, Z, P, W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, WFAR, SFAR, EPS, M,
+    X, Q, R, G, Z, P, W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, BLOCK_COUNT, GROUPS,
+    WFAR, SFAR, EPS, M,
     BM: gl.constexpr, BN: gl.constexpr, WARPS: gl.constexpr, BLOCKS: gl.constexpr, SPLIT: gl.constexpr,
     AHEAD: gl.constexpr, PIECES: gl.constexpr, PIECES2: gl.constexpr, RESIDUAL: gl.constexpr, GATE: gl.constexpr,
     AFTER: gl.constexpr, EARLY: gl.constexpr, UNPACK: gl.constexpr,
 ):  # fmt: skip
     """M rows, at most BM. Grid: (blocks of BN rows of all weights,).
 
-    A block is 64 columns of floats, or 128 columns of 4-bit integers, of which SPLIT groups have scales of their own;
-    SPLIT is 0 for floats. Each warp takes BLOCKS at a time for all BN rows, and in the end the sums of the warps are added.
-    AHEAD: read the next blocks before working on these.
+    Of the blocks of 128 columns each warp takes BLOCKS at a time for all BN rows, and in the end the sums of the warps
+    are added. SPLIT groups of a block have scales of their own. AHEAD: read the next blocks before working on these.
     """
     COLUMNS: gl.constexpr = BN if GATE == "" else BN // 2
-    SPAN: gl.constexpr = WARPS * BLOCKS if SPLIT else WARPS  # parts of a row that are read together
-    WIDTH: gl.constexpr = 16 if SPLIT else 64 * BLOCKS  # elements of a part, as they are stored
-    LANE: gl.constexpr = 4 if SPLIT else 8  # of which a lane holds so many in sequence
-    PART: gl.constexpr = 128 if SPLIT else WIDTH  # columns of a part
+    SPAN: gl.constexpr = WARPS * BLOCKS
     sums: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [WARPS, 1, 1], [1, 16, 8])
-    left: gl.constexpr = gl.DotOperandLayout(0, sums, LANE)
-    right: gl.constexpr = gl.DotOperandLayout(1, sums, LANE)
+    left: gl.constexpr = gl.DotOperandLayout(0, sums, 4)
+    right: gl.constexpr = gl.DotOperandLayout(1, sums, 4)
     W, S, Y, N, start = _pick(W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, COLUMNS)
 
-    parts = K // PART
     b = gl.arange(0, SPAN, gl.SliceLayout(1, gl.SliceLayout(2, left)))[:, None, None]
     i = gl.arange(0, BN, gl.SliceLayout(0, gl.SliceLayout(2, left)))[None, :, None]
-    k = gl.arange(0, WIDTH, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
-    place, n = _rows(start, WFAR, parts * WIDTH, i, COLUMNS, GATE)
-    stored = W + place + b * WIDTH + k
+    k = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, left)))[None, None, :]
+    place, n = _rows(start, WFAR, BLOCK_COUNT * 16, i, COLUMNS, GATE)
+    codes = W + place + b * 16 + k
+    sb = gl.arange(0, SPAN, gl.SliceLayout(1, gl.SliceLayout(2, sums)))[:, None, None]
+    si = gl.arange(0, BN, gl.SliceLayout(0, gl.SliceLayout(2, sums)))[None, :, None]
+    place, sn = _rows(start, SFAR, GROUPS, si, COLUMNS, GATE)
+    scales = S + place + sb * SPLIT
     xb = gl.arange(0, SPAN, gl.SliceLayout(1, gl.SliceLayout(2, right)))[:, None, None]
-    xk = gl.arange(0, WIDTH, gl.SliceLayout(0, gl.SliceLayout(2, right)))[None, :, None]
+    xk = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, right)))[None, :, None]
     xm = gl.arange(0, BM, gl.SliceLayout(0, gl.SliceLayout(1, right)))[None, None, :]
-    inputs = X + xm * K + xb * PART + (xk // 4 * 32 + xk % 4 if SPLIT else xk)
+    inputs = X + xm * K + xb * 128 + xk // 4 * 32 + xk % 4
 
-    w = gl.load(stored, mask=(n < N) & (b < parts), other=0, eviction_policy="evict_first")
-    if SPLIT:
-        sb = gl.arange(0, SPAN, gl.SliceLayout(1, gl.SliceLayout(2, sums)))[:, None, None]
-        si = gl.arange(0, BN, gl.SliceLayout(0, gl.SliceLayout(2, sums)))[None, :, None]
-        place, sn = _rows(start, SFAR, parts * SPLIT, si, COLUMNS, GATE)
-        scales = S + place + sb * SPLIT
-        s0, s1, s2, s3 = _scales(scales, (sn < N) & (sb < parts), SPLIT)
-    if EARLY:
-        _wait()
-        _launch_next()
-    if PIECES > 0:
-        wide: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [WARPS, 1], [1, 0])  # a row in 8 lanes
-        qm = gl.arange(0, BM, gl.SliceLayout(1, wide))[:, None]
-        qp = gl.arange(0, PIECES2, gl.SliceLayout(0, wide))[None, :]
-        squares = gl.load(Q + qm * PIECES + qp, mask=(qm < M) & (qp < PIECES), other=0.0)
-    total = gl.zeros([SPAN, BN, BM], gl.float32, sums)
-    for past in range(0, parts, SPAN):
-        if AHEAD:
-            nearer = parts - past - SPAN
-            next_w = gl.load(stored + (past + SPAN) * WIDTH, mask=(n < N) & (b < nearer), other=0,
-                             eviction_policy="evict_first")  # fmt: skip
-            if SPLIT:
-                t0, t1, t2, t3 = _scales(scales + (past + SPAN) * SPLIT, (sn < N) & (sb < nearer), SPLIT)
-        elif past > 0:
-            nearer = parts - past
-            w = gl.load(stored + past * WIDTH, mask=(n < N) & (b < nearer), other=0, eviction_policy="evict_first")
-            if SPLIT:
-                s0, s1, s2, s3 = _scales(scales + past * SPLIT, (sn < N) & (sb < nearer), SPLIT)
-        x = inputs + past * PART
-        here = (xm < M) & (xb + past < parts)
-        if SPLIT:
-            a0, a1, a2, a3, a4, a5, a6, a7 = gl.inline_asm_elementwise(
-                UNPACK, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r", [w], dtype=(X.dtype.element_ty,) * 8, is_pure=True,
-                pack=2,
-            )  # fmt: skip
-            zeros = gl.zeros([SPAN, BN, BM], gl.float32, sums)
-            for split in gl.static_range(SPLIT):
-                group = here & (xk // (16 // SPLIT) == split) if SPLIT > 1 else here
-                product = _product(a0, a1, a2, a3, a4, a5, a6, a7, x, group, zeros)
-                scale = s0 if split == 0 else s1 if split == 1 else s2 if split == 2 else s3
-                total += product * scale.to(gl.float32)
-        else:
-            total = mma_v2(w, gl.load(x, mask=here, other=0.0), total)
-        if AHEAD:
-            w = next_w
-            if SPLIT:
-                s0, s1, s2, s3 = t0, t1, t2, t3
-
-    y = gl.sum(total, 0)
     whole: gl.constexpr = gl.BlockedLayout([1, 1], [4, 8], [WARPS, 1], [1, 0])
     columns = start + gl.arange(0, COLUMNS, gl.SliceLayout(1, whole))[:, None]
     m = gl.arange(0, BM, gl.SliceLayout(0, whole))[None, :]
     exist = (columns < N) & (m < M)
+
+    words = gl.load(codes, mask=(n < N) & (b < BLOCK_COUNT), other=0, eviction_policy="evict_first")
+    s0, s1, s2, s3 = _scales(scales, (sn < N) & (sb < BLOCK_COUNT), SPLIT)
+    if AFTER:
+        after = gl.load(G + columns, mask=columns < N, other=0.0).to(gl.float32)
+    if EARLY:
+        _wait()
+        _launch_next()
+    if RESIDUAL:
+        residual = gl.load(R + m * N + columns, mask=exist, other=0.0).to(gl.float32)
+    total = gl.zeros([SPAN, BN, BM], gl.float32, sums)
+    for past in range(0, BLOCK_COUNT, SPAN):
+        if AHEAD:
+            nearer = BLOCK_COUNT - past - SPAN
+            next_words = gl.load(codes + (past + SPAN) * 16, mask=(n < N) & (b < nearer), other=0,
+                                 eviction_policy="evict_first")  # fmt: skip
+            t0, t1, t2, t3 = _scales(scales + (past + SPAN) * SPLIT, (sn < N) & (sb < nearer), SPLIT)
+        elif past > 0:
+            nearer = BLOCK_COUNT - past
+            words = gl.load(codes + past * 16, mask=(n < N) & (b < nearer), other=0, eviction_policy="evict_first")
+            s0, s1, s2, s3 = _scales(scales + past * SPLIT, (sn < N) & (sb < nearer), SPLIT)
+        a0, a1, a2, a3, a4, a5, a6, a7 = gl.inline_asm_elementwise(
+            UNPACK, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r", [words], dtype=(X.dtype.element_ty,) * 8, is_pure=True,
+            pack=2,
+        )  # fmt: skip
+        x = inputs + past * 128
+        here = (xm < M) & (xb + past < BLOCK_COUNT)
+        zeros = gl.zeros([SPAN, BN, BM], gl.float32, sums)
+        for split in gl.static_range(SPLIT):
+            group = here & (xk // (16 // SPLIT) == split) if SPLIT > 1 else here
+            part = _product(a0, a1, a2, a3, a4, a5, a6, a7, x, group, zeros)
+            scale = s0 if split == 0 else s1 if split == 1 else s2 if split == 2 else s3
+            total += part * scale.to(gl.float32)
+        if AHEAD:
+            words, s0, s1, s2, s3 = next_words, t0, t1, t2, t3
+
+    y = gl.sum(total, 0)
     if GATE == "":
         y = gl.convert_layout(y, whole)
     else:
         y, up = gl.split(gl.permute(gl.reshape(y, [2, COLUMNS, BM]), [1, 2, 0]))
         y, up = gl.convert_layout(y, whole), gl.convert_layout(up, whole)
-    if PIECES > 0:
+    if PIECES > 0:  # read so late because registers are scarce before
+        wide: gl.constexpr = gl.BlockedLayout([1, 4], [4, 8], [WARPS, 1], [1, 0])  # a row in 8 lanes
+        qm = gl.arange(0, BM, gl.SliceLayout(1, wide))[:, None]
+        qp = gl.arange(0, PIECES2, gl.SliceLayout(0, wide))[None, :]
+        squares = gl.load(Q + qm * PIECES + qp, mask=(qm < M) & (qp < PIECES), other=0.0)
         root = gl.rsqrt(gl.sum(squares, 1) / K + EPS)
         root = gl.convert_layout(root, gl.SliceLayout(0, whole))[None, :]
         y *= root
@@ -259,21 +243,26 @@ def _linears(
             gate = gate / (1.0 + gl.exp(-gate))
         y = (gate * up.to(Y.dtype.element_ty).to(gl.float32)).to(Y.dtype.element_ty)
     if RESIDUAL:
-        residual = gl.load(R + m * N + columns, mask=exist, other=0.0)
-        y = (residual.to(gl.float32) + y.to(gl.float32)).to(Y.dtype.element_ty)
+        y = (residual + y.to(gl.float32)).to(Y.dtype.element_ty)
     gl.store(Y + m * N + columns, y, mask=exist)
     if AFTER:
         h = gl.where(exist, y.to(gl.float32), 0.0)
-        after = gl.load(G + columns, mask=columns < N, other=0.0).to(gl.float32)
         gl.store(Z + m * N + columns, (h * after).to(Y.dtype.element_ty), mask=exist)
         part = gl.convert_layout(gl.sum(gl.reshape(h * h, [COLUMNS // 16, 16, BM]), 1), whole)
         piece = start // 16 + gl.arange(0, COLUMNS // 16, gl.SliceLayout(1, whole))[:, None]
         gl.store(P + m * (N // 16) + piece, part, mask=(piece < N // 16) & (m < M))
 
 
-def takes(x: torch.Tensor) -> bool:
-    """Whether the kernel reads floats for such an input; others are for `linear_kernel`."""
-    return x.device.type == "cuda" and x.shape[1] % 256 == 0 and lacks(x.device) is None
+@triton.jit
+def _expand(W, S, Y, N, K, GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """The weights as floats, [N, K]. Grid: (blocks of BN rows, blocks of BK columns)."""
+    n = tl.program_id(0) * BN + tl.arange(0, BN)[:, None].to(tl.int64)
+    k = tl.program_id(1) * BK + tl.arange(0, BK)[None, :]
+    inside = (n < N) & (k < K)
+    words = tl.load(W + n * (K // 8) + k // 32 * 4 + k % 4, mask=inside, other=0)
+    code = (words >> (k % 32 // 4 * 4)) & 15
+    scale = tl.load(S + n * (K // GROUP) + k // GROUP, mask=inside, other=0.0).to(tl.float32)
+    tl.store(Y + n * K + k, ((code - 8).to(tl.float32) * scale).to(Y.dtype.element_ty), mask=inside)
 
 
 @cache
@@ -285,20 +274,29 @@ def lacks(device: torch.device) -> str | None:
     return None if major >= 8 else f"it needs compute capability 8.0 or newer, found {major}.{minor}"
 
 
+def expand(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """See `int4.expand`."""
+    rows, inputs = words.shape[0], words.shape[1] * 8
+    dense = torch.empty((rows, inputs), dtype=scale.dtype, device=words.device)
+    grid = (triton.cdiv(rows, 4), triton.cdiv(inputs, 1024))
+    _expand[grid](words, scale, dense, rows, inputs, GROUP=inputs // scale.shape[1], BN=4, BK=1024)
+    return dense
+
+
 def run(
-    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], squares: torch.Tensor | None = None,
+    x: torch.Tensor, words: list[torch.Tensor], scales: list[torch.Tensor], squares: torch.Tensor | None = None,
     eps: float = 0.0, residual: torch.Tensor | None = None, activation: str = "", after: torch.Tensor | None = None,
     early: bool = False,
 ) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`, for few rows."""
     rows, inputs = x.shape
-    far = scales_far = 0
+    words_far = scales_far = 0
     if activation:
-        if len(weights) == 1:
-            weights, scales = list(weights[0].chunk(2)), [part for scale in scales for part in scale.chunk(2)]
-        far = _apart(weights)
-        scales_far = _apart(scales) if scales else 0
-    columns = [w.shape[0] for w in weights[: 1 if activation else 4]]
+        if len(words) == 1:
+            words, scales = list(words[0].chunk(2)), list(scales[0].chunk(2))
+        words_far = (words[1].data_ptr() - words[0].data_ptr()) // words[0].element_size()
+        scales_far = (scales[1].data_ptr() - scales[0].data_ptr()) // scales[0].element_size()
+    columns = [w.shape[0] for w in words[: 1 if activation else 4]]
     results = [x.new_empty((rows, each)) for each in columns]
     more = following(results[0]) if after is not None else []
 
@@ -315,16 +313,12 @@ def run(
     }  # fmt: skip
     if early:
         fixed["launch_pdl"] = True
+    groups = scales[0].shape[1]
     others = (x if one is None else one for one in (squares, residual, after, *(more or (None, None))))
     _linears[grid](
-        x, *others, *four(weights), *four(scales or [x]), *four(results), *columns, *[0] * (4 - len(columns)),
-        inputs, far, scales_far, eps, rows,
+        x, *others, *four(words), *four(scales), *four(results), *columns, *[0] * (4 - len(columns)),
+        inputs, inputs // BLOCK, groups, words_far, scales_far, eps, rows,
         BM=max(8, triton.next_power_of_2(rows)), PIECES2=triton.next_power_of_2(max(128, fixed["PIECES"])),
-        SPLIT=scales[0].shape[1] * BLOCK // inputs if scales else 0, UNPACK=UNPACK[x.dtype] if scales else "", **fixed,
+        SPLIT=groups * BLOCK // inputs, UNPACK=UNPACK[x.dtype], **fixed,
     )  # fmt: skip
     return results + more
-
-
-def _apart(two: list[torch.Tensor]) -> int:
-    """Elements from the first of two tensors to the second."""
-    return (two[1].data_ptr() - two[0].data_ptr()) // two[0].element_size()
