@@ -53,9 +53,15 @@ def attention() -> None:
 def linear() -> None:
     """Widths and inputs that no block divides, one row and several, one layer and four, norm, gate and residual."""
     from bench.compiled import linear_kernel
-    from bench.compiled.linear import reference
+    from bench.compiled.linear import linear_cuda, reference
 
-    if not GPU:  # the interpreter measures nothing, so the configuration is given
+    if GPU:  # few, because each is compiled
+        linear_kernel._vector.configs, linear_kernel._rows.configs = (
+            kernel.configs[2:4] for kernel in (linear_kernel._vector, linear_kernel._rows)
+        )
+        if linear_cuda is not None:
+            linear_cuda._linears.configs = linear_cuda._linears.configs[1:3] + linear_cuda._linears.configs[8:10]
+    else:  # the interpreter measures nothing, so the configuration is given
         vector, rows = linear_kernel._vector.fn, linear_kernel._rows.fn
         linear_kernel._vector = _Configured(vector, BN=4, BK=256)
         linear_kernel._rows = _Configured(rows, BN=16, BK=64)
@@ -67,32 +73,46 @@ def linear() -> None:
         (300, [37, 37], "silu", False),
         (256, [74], "silu", False),
         (100, [16, 16], "gelu", True),
+        (300, [96], "", True),
+        (11008, [80], "", True),
+        (4096, [50, 50], "silu", False),
+        (512, [40, 50, 10, 7], "", False),
     ):
-        for count, normed in ((1, False), (1, True), (20 if inputs == 100 else 4, False)):
+        for count, normed in ((1, False), (1, True), (20 if inputs in (100, 512) else 4, False)):
             torch.manual_seed(0)
             x = torch.randn(count, inputs).to(DEVICE, torch.float16)
             weights = [(torch.randn(width, inputs) / inputs**0.5).to(DEVICE, torch.float16) for width in widths]
             norm = torch.randn(inputs).to(DEVICE, torch.float16) if normed else None
             width = sum(widths) // 2 if activation else widths[0]
             residual = torch.randn(count, width).to(DEVICE, torch.float16) if added else None
-            exact = reference(
-                x.double(), [weight.double() for weight in weights], [], None if norm is None else norm.double(),
-                0.3, None if residual is None else residual.double(), activation,
-            )  # fmt: skip
-            results = linear_kernel.run(x, weights, norm, 0.3, residual, activation, False)
-            for found, wanted in zip(results, exact, strict=True):
-                assert float((found - wanted).norm() / wanted.norm()) < 1e-3
+            halves = count > 1 and inputs != 256
+            squares = torch.rand(count, 19).to(DEVICE) * inputs / 19 if halves else None
+            after = (
+                torch.randn(width).to(DEVICE, torch.float16)
+                if halves and width % 16 == 0 and added and not activation
+                else None
+            )
+            optional = (norm, squares, 0.3, residual, activation, after)
+            exact = reference(x.double(), [weight.double() for weight in weights], [], *_doubles(optional))
+            answers = [linear_kernel.run(x, weights, *optional, False)]
+            if count > 1 and linear_cuda is not None and linear_cuda.takes(x):
+                answers.append(linear_cuda.run(x, weights, [], *optional[1:]))
+            for results in answers:
+                for found, wanted in zip(results, exact, strict=True):
+                    assert float((found - wanted).norm() / wanted.norm()) < 1e-3
 
 
 def int4() -> None:
     """Groups of all sizes, both dtypes, rows that fill a tile and that do not; the interpreter only expands."""
-    from bench.compiled import int4_cuda
+    from bench.compiled import int4_kernel, linear_cuda
     from bench.compiled.int4 import expand, pack
     from bench.compiled.linear import reference
 
+    linear_cuda._linears.configs = linear_cuda._linears.configs[:3] + linear_cuda._linears.configs[8:9]
     for dtype, inputs, group, widths, activation, added, count in (
         (torch.float16, 512, 128, [48, 16, 16], "", False, 1),
         (torch.float16, 11008, 128, [40], "", True, 3),
+        (torch.float16, 1408, 128, [80], "", True, 1),
         (torch.bfloat16, 1408, 64, [37], "", True, 8),
         (torch.bfloat16, 256, 32, [37, 37], "silu", False, 2),
         (torch.float16, 384, 64, [74], "gelu", False, 1),
@@ -106,18 +126,26 @@ def int4() -> None:
         width = sum(widths) // 2 if activation else widths[0]
         residual = torch.randn(count, width).to(DEVICE, dtype) if added else None
         for word, scale in zip(words, scales, strict=True):
-            dense = int4_cuda.expand(word.to(DEVICE), scale.to(DEVICE))
+            dense = int4_kernel.expand(word.to(DEVICE), scale.to(DEVICE))
             torch.testing.assert_close(dense.cpu(), expand(word, scale), atol=0, rtol=torch.finfo(dtype).eps)
         if not GPU:
             continue
         weights = [expand(*parts).to(DEVICE).double() for parts in zip(words, scales, strict=True)]
-        exact = reference(
-            x.double(), weights, [], None, 0.0, None if residual is None else residual.double(), activation
+        halves = group == 128
+        squares = torch.rand(count, 24).to(DEVICE) * inputs / 24 if halves else None
+        after = (
+            torch.randn(width).to(DEVICE, dtype) if halves and width % 16 == 0 and added and not activation else None
         )
+        optional = (squares, 0.3, residual, activation, after)
+        exact = reference(x.double(), weights, [], None, *_doubles(optional))
         words, scales = ([part.to(DEVICE) for part in parts] for parts in (words, scales))
         rounding = 2e-3 if dtype == torch.float16 else 1e-2
-        for found, wanted in zip(int4_cuda.run(x, words, scales, residual, activation), exact, strict=True):
+        for found, wanted in zip(linear_cuda.run(x, words, scales, *optional), exact, strict=True):
             assert float((found - wanted).norm() / wanted.norm()) < rounding, (dtype, inputs, group, count)
+
+
+def _doubles(arguments: tuple[object, ...]) -> list[object]:
+    return [one.double() if isinstance(one, torch.Tensor) else one for one in arguments]
 
 
 class _Configured:

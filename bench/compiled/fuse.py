@@ -130,7 +130,7 @@ def residual_sum(product: Node) -> Node | None:
 
 
 class Norm(NamedTuple):
-    """x * rsqrt(mean(x * x) + eps) * weights, of one row."""
+    """x * rsqrt(mean(x * x) + eps) * weights, the mean being over the columns of a row."""
 
     x: Node
     weights: Node
@@ -138,19 +138,19 @@ class Norm(NamedTuple):
 
 
 def norm(node: Node) -> Norm | None:
-    """What `node` is; None also for several rows."""
+    """What `node` is."""
     found = next(filter(None, (match(pattern, node) for pattern in NORMS)), None)
     if found is None:
         return None
     result = Norm(**found.names)
     constant = getattr(result.weights, "op", None) in ("placeholder", "get_attr")
-    if not constant or not isinstance(result.x, torch.fx.Node):
+    if not constant or not isinstance(result.x, torch.fx.Node) or not isinstance(result.eps, float):
         return None
     x, weights = result.x.meta["val"], result.weights.meta["val"]
-    (mean,) = (inner.meta["val"] for inner in found.inside if inner.target is aten.mean.dim)
-    one_row = mean.numel() == 1 and weights.shape == (x.numel(),) and isinstance(result.eps, float)
+    (mean,) = (inner for inner in found.inside if inner.target is aten.mean.dim)
+    of_rows = mean.args[1] in ([-1], [x.dim() - 1]) and weights.shape == x.shape[-1:]
     alike = x.dtype == weights.dtype == node.meta["val"].dtype and x.is_contiguous() and weights.is_contiguous()
-    return result if one_row and alike else None
+    return result if of_rows and alike else None
 
 
 def unviewed(node: Node) -> Node:

@@ -26,7 +26,7 @@ def pack(codes: torch.Tensor) -> torch.Tensor:
 def expand(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """The weights as floats of the scales' dtype: words [rows, columns / 8], scale [rows, columns / group]."""
     if words.device.type != "cpu":
-        from .int4_cuda import expand as kernel
+        from .int4_kernel import expand as kernel
 
         return kernel(words, scale)
     rows, width = words.shape
@@ -40,7 +40,7 @@ def expand(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 def int4_linear(x: torch.Tensor, words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """x @ w.T; x is [rows, columns], contiguous, of the scales' dtype."""
     if x.device.type != "cpu" and x.shape[0] <= MOST_ROWS:
-        from .int4_cuda import run
+        from .linear_cuda import run
 
         return run(x, [words], [scale])[0]
     return x @ expand(words, scale).T
@@ -67,9 +67,11 @@ class Int4Linear(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x of shape [..., in_features]; the result has its dtype, which is that of the scales."""
         rows = x.reshape(-1, self.in_features)
-        y: torch.Tensor = torch.ops.bench.int4_linear(rows, self.words, self.scale)
-        if self.bias is not None:
-            y = y + self.bias
+        if rows.shape[0] > MOST_ROWS and not torch.compiler.is_compiling():  # as the operator, with less for the host
+            y = torch.nn.functional.linear(rows, expand(self.words, self.scale), self.bias)
+        else:
+            y = torch.ops.bench.int4_linear(rows, self.words, self.scale)
+            y = y if self.bias is None else y + self.bias
         return y.view(*x.shape[:-1], self.out_features)
 
     def extra_repr(self) -> str:

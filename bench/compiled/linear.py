@@ -14,8 +14,13 @@ from typing import Any, NamedTuple
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from . import fuse, int4, weight_bytes
+from . import fuse, int4, norms, weight_bytes
 from .fuse import Node
+
+try:
+    from . import linear_cuda
+except ImportError:  # no Triton, or one without Gluon
+    linear_cuda = None  # type: ignore[assignment]
 
 MOST_ROWS = 64
 """Above, a library's matrix product is as fast."""
@@ -28,30 +33,32 @@ INT4 = torch.ops.bench.int4_linear.default
 
 @torch.library.custom_op("bench::linears", mutates_args=())
 def linears(
-    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
-    residual: torch.Tensor | None, activation: str, early: bool,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
+    squares: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str,
+    after: torch.Tensor | None, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """x @ w.T for each of at most `TOGETHER` weights [columns, inputs]; x is [rows, inputs], contiguous.
 
     `scales`: of weights that are words of 4-bit integers as `int4` packs them; empty for floats. `norm`: weights
     [inputs] of an RMSNorm of x, for one row and floats. `activation` (silu, or gelu by tanh; "" for none): the one
     result is activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result,
-    is added to it. `early` is `Device.launches_early`.
+    is added to it. For several rows or 4-bit integers, norms come in halves (see `norms`): `squares` belong to an x
+    that has the first half, and `after` are the weights of a norm behind, whose first half follows the result. `early`
+    is `Device.launches_early`.
     """
     if x.device.type == "cpu":
-        return reference(x, weights, scales, norm, eps, residual, activation)
-    if scales:
-        from . import int4_cuda
-
-        return int4_cuda.run(x, weights, scales, residual, activation, early)
+        return reference(x, weights, scales, norm, squares, eps, residual, activation, after)
+    if scales or (x.shape[0] > 1 and linear_cuda is not None and linear_cuda.takes(x)):
+        return linear_cuda.run(x, weights, scales, squares, eps, residual, activation, after, early)
     from . import linear_kernel
 
-    return linear_kernel.run(x, weights, norm, eps, residual, activation, early)
+    return linear_kernel.run(x, weights, norm, squares, eps, residual, activation, after, early)
 
 
 def reference(
-    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
-    residual: torch.Tensor | None, activation: str,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
+    squares: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str,
+    after: torch.Tensor | None,
 ) -> list[torch.Tensor]:  # fmt: skip
     """In plain torch, rounding where the models do."""
     if norm is not None:
@@ -59,23 +66,30 @@ def reference(
         x = norm * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     if scales:
         weights = [int4.expand(words, scale) for words, scale in zip(weights, scales, strict=True)]
-    results = [x @ w.T for w in weights]
+    if squares is None:
+        results = [x @ w.T for w in weights]
+    else:
+        root = norms.root(squares, x.shape[1], eps)
+        results = [((x.to(root.dtype) @ w.T.to(root.dtype)) * root).to(x.dtype) for w in weights]
     if activation:
         gate, up = results if len(results) == 2 else results[0].chunk(2, dim=-1)
         function = torch.nn.functional
         results = [(function.silu(gate) if activation == "silu" else function.gelu(gate, approximate="tanh")) * up]
-    return results if residual is None else [residual + results[0]]
+    results = results if residual is None else [residual + results[0]]
+    return results if after is None else [*results, *norms.front(results[0], after)]
 
 
 @linears.register_fake
 def _(
-    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
-    residual: torch.Tensor | None, activation: str, early: bool,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
+    squares: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str,
+    after: torch.Tensor | None, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     columns = [w.shape[0] for w in weights]
     if activation:
         columns = [sum(columns) // 2]
-    return [x.new_empty((x.shape[0], each)) for each in columns]
+    results = [x.new_empty((x.shape[0], each)) for each in columns]
+    return results if after is None else [*results, *norms.following(results[0])]
 
 
 class Group(NamedTuple):
@@ -86,6 +100,11 @@ class Group(NamedTuple):
     """The gated product, or the sum with a residual, that is its one result; None when the products are its results."""
     activation: str = ""
 
+    def takes_halves(self) -> bool:
+        """Whether the kernel can do half of a norm; that of one row of floats does norms whole."""
+        first = self.products[0]
+        return first.target is INT4 or _x(first).meta["val"].shape[0] > 1
+
 
 class Linears(CustomGraphPass):
     """Replace matrix products of at most `MOST_ROWS` rows with weights by `linears`."""
@@ -95,14 +114,19 @@ class Linears(CustomGraphPass):
 
     def uuid(self) -> Any:
         """For Inductor's cache."""
-        return get_hash_for_files((__file__, fuse.__file__, int4.__file__, weight_bytes.__file__), str(self.early))
+        files = (__file__, fuse.__file__, int4.__file__, norms.__file__, weight_bytes.__file__)
+        return get_hash_for_files(files, str(self.early))
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
         weight_bytes.sums(graph)
         products = {node: None for node in graph.nodes if self._is_product(node)}
-        for group in list(self._groups(graph, products)):
-            self._replace(graph, group, products)
+        order = {node: number for number, node in enumerate(graph.nodes)}
+        groups = sorted(self._groups(graph, products), key=lambda group: order[group.whole or group.products[0]])
+        fronts = self._fronts(groups, products)
+        halves: dict[Node, list[Node]] = {}
+        for group in groups:
+            self._replace(graph, group, products, fronts, halves)
         graph.eliminate_dead_code()
 
     def _is_product(self, node: Node) -> bool:
@@ -154,16 +178,34 @@ class Linears(CustomGraphPass):
             and len({(*_input(node), node.meta["val"].shape) for node in nodes}) == 1
         )
 
-    def _replace(self, graph: torch.fx.Graph, group: Group, products: dict[Node, None]) -> None:
-        """The nodes that are replaced stay until no group needs to recognise them."""
+    def _fronts(self, groups: list[Group], products: dict[Node, None]) -> dict[Node, fuse.Norm]:
+        """Sums whose kernel can do half of the norm behind them, by the sum and by each input of products behind."""
+        sums = {group.whole for group in groups if group.whole and not group.activation and group.takes_halves()}
+        found: dict[Node, fuse.Norm] = {}
+        for group in groups:
+            x = fuse.unviewed(_x(group.products[0]))
+            norm = fuse.norm(x) if group.takes_halves() and fuse.readers(x) <= products.keys() else None
+            if norm and norm.x in sums and norm.x.meta["val"].shape[-1] % norms.PIECE == 0:
+                first = found.setdefault(norm.x, norm)
+                if first.weights is norm.weights:
+                    found[x] = norm
+        return found
+
+    def _replace(
+        self, graph: torch.fx.Graph, group: Group, products: dict[Node, None], fronts: dict[Node, fuse.Norm],
+        halves: dict[Node, list[Node]],
+    ) -> None:  # fmt: skip
+        """Nodes that are replaced stay until no group needs to recognise them. `halves`: what sums have given."""
         weights = [self._weights(node) for node in group.products]
         first, whole = group.products[0], group.whole
         scales = [node.args[2] for node in group.products if node.target is INT4]
         values = [node.meta["val"] for node in group.products]
         with graph.inserting_before(whole or first):
-            x, norm, eps = _x(first), None, 0.0
-            found = None if scales else fuse.norm(fuse.unviewed(x))
-            if found and fuse.readers(fuse.unviewed(x)) <= products.keys():
+            x, norm, squares, eps = _x(first), None, None, 0.0
+            found = fronts.get(fuse.unviewed(x)) if group.takes_halves() else fuse.norm(fuse.unviewed(x))
+            if found and group.takes_halves():
+                (x, squares), eps = halves[found.x], found.eps
+            elif found and fuse.readers(fuse.unviewed(x)) <= products.keys():
                 x, norm, eps = _view(graph, found.x, x.meta["val"].shape), found.weights, found.eps
             residual = None
             if whole is not None:
@@ -171,13 +213,17 @@ class Linears(CustomGraphPass):
                 if not group.activation:
                     residual = next(side for side in whole.args if fuse.unviewed(side) is not first)
                     residual = _view(graph, residual, values[0].shape)
-            arguments = (x, weights, scales, norm, eps, residual, group.activation, self.early)
+            after = fronts[whole].weights if whole in fronts else None
+            if after is not None:
+                values += norms.following(values[0])
+            arguments = (x, weights, scales, norm, squares, eps, residual, group.activation, after, self.early)
             together = graph.call_function(torch.ops.bench.linears.default, arguments)
             together.meta["val"] = values
             parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(values))]
             for part, value in zip(parts, values, strict=True):
                 part.meta["val"] = value
             if whole is not None:
+                halves[whole] = parts[1:]
                 whole.replace_all_uses_with(_view(graph, parts[0], whole.meta["val"].shape))
                 return
         for node, part in zip(group.products, parts, strict=True):

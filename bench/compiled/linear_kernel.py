@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .norms import following
+
 try:
     from triton.language.extra import cuda
 except ImportError:  # a Triton without that backend never compiles what is under `if EARLY`
@@ -68,6 +70,7 @@ def _vector_configs() -> list[triton.Config]:
 
 
 _KEY = ["N0", "N1", "N2", "N3", "K", "RESIDUAL", "GATE"]
+_ROWS_KEY = [*_KEY, "BM", "PIECES", "AFTER"]
 
 
 @triton.autotune(_vector_configs(), key=[*_KEY, "NORM"], cache_results=True)
@@ -130,12 +133,12 @@ def _rows_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
 
 
-@triton.autotune(_rows_configs(), key=[*_KEY, "BM"], cache_results=True)
+@triton.autotune(_rows_configs(), key=_ROWS_KEY, cache_results=True)
 @triton.jit
 def _rows(
-    X, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, M,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
-    EARLY: tl.constexpr,
+    X, Q, R, G, Z, P, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, EPS, M,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr, PIECES2: tl.constexpr,
+    RESIDUAL: tl.constexpr, GATE: tl.constexpr, AFTER: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """M rows, at most BM. Grid: (blocks of BN rows of all weights,)."""
     COLUMNS: tl.constexpr = BN if GATE == "" else BN // 2
@@ -155,12 +158,18 @@ def _rows(
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
     x = tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)
+    if PIECES > 0:
+        piece = tl.arange(0, PIECES2)
+        squares = tl.load(Q + m[:, None] * PIECES + piece[None, :], mask=alive & (piece < PIECES)[None, :], other=0.0)
+        root = tl.rsqrt(tl.sum(squares, 1) / K + EPS)
     sums = tl.dot(w, tl.trans(x))
     for past in range(BK, K, BK):
         here = ((past + k) < K)[None, :]
         w = tl.load(weights + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
         x = tl.load(inputs + past, mask=alive & here, other=0.0)
         sums += tl.dot(w, tl.trans(x))
+    if PIECES > 0:
+        sums *= root[None, :]
     y = sums.to(Y.dtype.element_ty)
     if GATE != "":
         gate, up = tl.split(tl.permute(tl.reshape(y, (COLUMNS, 2, BM)), (0, 2, 1)))
@@ -169,11 +178,18 @@ def _rows(
         residual = tl.load(R + results, mask=exist, other=0.0)
         y = (residual.to(tl.float32) + y.to(tl.float32)).to(Y.dtype.element_ty)
     tl.store(Y + results, y, mask=exist)
+    if AFTER:
+        h = tl.where(exist, y.to(tl.float32), 0.0)
+        after = tl.load(G + n, mask=n < N, other=0.0).to(tl.float32)
+        tl.store(Z + results, (h * after[:, None]).to(Y.dtype.element_ty), mask=exist)
+        part = tl.sum(tl.reshape(h * h, (COLUMNS // 16, 16, BM)), 1)
+        place = start // 16 + tl.arange(0, COLUMNS // 16)
+        tl.store(P + m[None, :] * (N // 16) + place[:, None], part, mask=(m < M)[None, :] & (place < N // 16)[:, None])
 
 
 def run(
-    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, eps: float,
-    residual: torch.Tensor | None, activation: str, early: bool,
+    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None, squares: torch.Tensor | None, eps: float,
+    residual: torch.Tensor | None, activation: str, after: torch.Tensor | None, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`."""
     rows, inputs = x.shape
@@ -182,7 +198,8 @@ def run(
         weights = list(weights[0].chunk(2)) if len(weights) == 1 else weights
         far = (weights[1].data_ptr() - weights[0].data_ptr()) // x.element_size()
     columns = [w.shape[0] for w in weights[: 1 if activation else 4]]
-    results = [torch.empty((rows, each), dtype=x.dtype, device=x.device) for each in columns]
+    results = [x.new_empty((rows, each)) for each in columns]
+    more = following(results[0]) if after is not None else []
     w = [*weights, *[weights[0]] * (4 - len(weights))]
     y = [*results, *[results[0]] * (4 - len(results))]
     n = [*columns, *[0] * (4 - len(columns))]
@@ -194,10 +211,14 @@ def run(
     fixed = {"RESIDUAL": residual is not None, "GATE": activation, "EARLY": early}
     if early:
         fixed["launch_pdl"] = True
-    r = x if residual is None else residual
     if rows == 1:
-        g = x if norm is None else norm
+        g, r = (x if one is None else one for one in (norm, residual))
         _vector[grid](x, g, r, *w, *y, *n, inputs, far, eps, NORM=norm is not None, **fixed)
     else:
-        _rows[grid](x, r, *w, *y, *n, inputs, far, rows, BM=max(16, triton.next_power_of_2(rows)), **fixed)
-    return results
+        pieces = 0 if squares is None else squares.shape[1]
+        others = (x if one is None else one for one in (squares, residual, after, *(more or (None, None))))
+        _rows[grid](
+            x, *others, *w, *y, *n, inputs, far, eps, rows, BM=max(16, triton.next_power_of_2(rows)),
+            PIECES=pieces, PIECES2=triton.next_power_of_2(max(1, pieces)), AFTER=after is not None, **fixed,
+        )  # fmt: skip
+    return results + more

@@ -28,6 +28,7 @@ class Triton(Provider):
 
     library = "triton"
     modules = ("triton",)
+    engines = ("compiled",)  # launching them costs a host more than others' kernels; a graph launches them all at once
 
     def support(self, format: str, device: str) -> Support | str:
         """4-bit integers around zero, on NVIDIA GPUs."""
@@ -65,7 +66,7 @@ class Triton(Provider):
         from ..compiled.int4 import Int4Linear, pack
 
         if device.type == "cuda":
-            from ..compiled.int4_cuda import lacks
+            from ..compiled.linear_cuda import lacks
 
             reason = lacks(device)
             if reason:
