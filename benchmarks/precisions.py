@@ -42,7 +42,7 @@ from bench.cell import Cell, Choice, Evaluate, Generate
 from bench.compose import compose
 from bench.devices import Device, devices
 from bench.engines import Engine, Loaded, engines
-from bench.errors import CellError
+from bench.errors import Unsupported
 from bench.fingerprint import ADAPTERS
 from bench.hardware import hardware
 from bench.measure import iteration
@@ -90,6 +90,8 @@ class Row:
     """One token's forward as a CUDA graph, s."""
     step_gain: float = math.nan
     note: str = ""
+    broken: bool = False
+    """Whether the logits could not be had, and not because the provider refuses the model."""
 
 
 class Bench:
@@ -125,11 +127,11 @@ class Bench:
         return Cell(model=model, workload=work, precision=precision, device=Choice(self.kind))
 
     def load(self, model: Model, precision: Choice, work: Any) -> Loaded:
-        """As the worker does; raises CellError where the planner or the worker says no."""
+        """As the worker does; raises Unsupported where the planner or the worker says no."""
         cell = self.cell(model, precision, work)
         refusal = precision_of(cell).unsupported(cell)
         if refusal:
-            raise CellError(refusal)
+            raise Unsupported(refusal)
         return self.engine.load(cell, self.device)
 
     @staticmethod
@@ -188,6 +190,7 @@ class Bench:
                 part()
             except Exception as error:  # a library's own: the table goes on
                 traceback.print_exc()
+                row.broken |= math.isnan(row.error) and not isinstance(error, Unsupported)
                 why = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
                 row.note = "; ".join(dict.fromkeys(text for text in (row.note, why) if text))
         gc.collect()
@@ -225,7 +228,7 @@ class Bench:
             compiled = dataclasses.replace(self.cell(self.mid, choice, WORK), engine=Choice("compiled"))
             refusal = precision_of(compiled).unsupported(compiled)
             if refusal:
-                raise CellError(refusal)
+                raise Unsupported(refusal)
             plain = self.graph(self.plain)
             row.step = self.graph(loaded)
             row.step_gain = plain / row.step
@@ -331,7 +334,7 @@ def table(kind: str, seconds: float) -> Iterator[str]:
         row = rows.row(format, provider, kernels)
         gain = row.gain if math.isnan(row.step_gain) else row.step_gain
         seen[format, provider] = "emulated" if kernels == EMULATED else f"× {gain:.2g}"
-        if math.isnan(row.error) or (kernels != EMULATED and math.isnan(gain)):
+        if row.broken or math.isnan(row.error if kernels == EMULATED else gain):
             seen[format, provider] = "not run" if row.note.startswith("not run") else "fails"
         yield _line(row, on_gpu)
     rows.stop()

@@ -153,6 +153,28 @@ def test_the_compiled_step_gives_the_same_tokens(family: str):
     torch.compiler.reset()
 
 
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")  # BLOOM's own
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_step_asks_the_host_nothing(family: str):
+    """A size that is read from a tensor cannot be captured, and the host waits for it in every step."""
+    torch.compiler.reset()
+    ids, _ = prompts(2, False)
+    config = GenerationConfig(max_new_tokens=2, num_beams=2, pad_token_id=0)
+    decoder = Decoder(model(family), Shape.of(2, 20, config), config)
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    decoder.run = torch.compile(decoder.step, fullgraph=True, dynamic=False, backend=keep)
+    with torch.inference_mode():
+        decoder.generate(ids, None, 2, lambda: None)
+    (graph,) = graphs
+    assert not [node for node in graph.graph.nodes if isinstance(node.meta.get("example_value"), torch.SymInt)]
+    torch.compiler.reset()
+
+
 class Seen(Linears):
     """Keeps what the pass made of the last graph: of each `linears` what it computes, and the products left."""
 

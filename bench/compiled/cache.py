@@ -114,6 +114,7 @@ class SharedPrompt:
         self.cache = Cache(layers=list(self.layers))
         self.config = config
         self.usual = config._attn_implementation
+        self.mask = stay(torch.ones(place.rows, 1, dtype=torch.int64, device=place.step.device))
 
     def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
         """Run prompts of shape [batch, length] through the model; logits of the last position, [batch, vocabulary]."""
@@ -124,8 +125,11 @@ class SharedPrompt:
         return logits
 
     def arguments(self) -> dict[str, Any]:
-        """What the model needs for one new token beside ids and positions."""
-        return {"past_key_values": self.cache}
+        """What the model needs for one new token beside ids and positions.
+
+        No attention reads the mask; OPT would make one for the filled positions, and ask the host how many there are.
+        """
+        return {"past_key_values": self.cache, "attention_mask": self.mask}
 
     def inherit(self, parents: torch.Tensor) -> None:
         """Nothing moves: `Place.ancestry` knows where the positions are."""
