@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def test_every_format_has_an_accuracy_and_says_who_is_fast(format: str, device: 
     ("asked", "first"),
     [
         (cell("woq_int4"), "torchao"),
-        (cell("woq_int4", "cuda"), "triton"),
+        (cell("woq_int4", "cuda"), "torchao"),
+        (replace(cell("woq_int4", "cuda"), engine=Choice("compiled")), "triton"),
         (cell("asym_int4", "cuda"), "torchao"),
         (cell("sym_int4", "cuda", group_size=256), "torchao"),
         (cell("woq_int4", "xpu"), "auto_round"),

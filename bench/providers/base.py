@@ -51,6 +51,8 @@ class Provider:
     """The stack that has it, then."""
     engines: ClassVar[tuple[str, ...]] = ("eager", "static", "compiled")
     """Engines that run what it converts."""
+    favoured: ClassVar[tuple[str, ...]] = ()
+    """Engines for which it comes first, whatever its rank."""
 
     def support(self, format: str, device: str) -> Support | str:
         """How it has a format on a kind of device, or why it does not, in one line."""

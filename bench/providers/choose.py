@@ -57,7 +57,11 @@ def candidates(cell: Cell, recipe: LowBit) -> list[Chosen] | str:
         return f"provider={recipe.provider}: {reasons[recipe.provider]}"
     real = [item for item in found if item.support.kernels == REAL]
     if real or (found and (cell.workload.task != "generate" or recipe.force)):
-        return sorted(real or found, key=lambda item: (item.support.rank, item.name))
+
+        def order(item: Chosen) -> tuple[bool, int, str]:
+            return cell.engine.name not in item.provider.favoured, item.support.rank, item.name
+
+        return sorted(real or found, key=order)
     format, device = cell.precision.name, cell.device.name
     # What has the format on this device says what is in the way; the others only that they do not have it.
     near = [f"{name}: {reason}" for name, reason in reasons.items() if _has(name, cell)]

@@ -28,13 +28,13 @@ class Triton(Provider):
 
     library = "triton"
     modules = ("triton",)
-    engines = ("compiled",)  # launching them costs a host more than others' kernels; a graph launches them all at once
+    favoured = ("compiled",)  # a launch costs the host more than that of others' kernels, and nothing within a graph
 
     def support(self, format: str, device: str) -> Support | str:
         """4-bit integers around zero, on NVIDIA GPUs."""
         if format not in ("woq_int4", "sym_int4"):
             return f"it has no {format}"
-        return Support(rank=5, compute=("bf16", "fp16")) if device == "cuda" else f"it has no {format} on {device}"
+        return Support(rank=15, compute=("bf16", "fp16")) if device == "cuda" else f"it has no {format} on {device}"
 
     def refuses(self, cell: Cell, recipe: LowBit) -> str | None:
         """Algorithms, zero points and scales that it does not know."""
