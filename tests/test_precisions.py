@@ -11,7 +11,6 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
