@@ -184,7 +184,10 @@ class Seen(Linears):
     def __call__(self, graph: torch.fx.Graph) -> None:
         super().__call__(graph)
         aten = torch.ops.aten
-        self.left = sum(node.target in (aten.mm.default, aten.addmm.default) for node in graph.nodes)
+        self.left = sum(
+            node.target in (aten.mm.default, aten.addmm.default) and node.meta["val"].dtype == torch.float16
+            for node in graph.nodes
+        )  # rotary positions are fp32, and a product on GPUs
         self.done = []
         for node in graph.nodes:
             if node.target is torch.ops.bench.linears.default:
