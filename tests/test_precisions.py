@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from bench.cell import Cell, Choice, Evaluate, Generate
+from bench.devices.cuda import Cuda
 from bench.errors import LoadError, Unsupported
 from bench.models import cost
 from bench.models.spec import Model
@@ -314,6 +315,12 @@ def test_the_layout_of_our_own_integers_of_4_bits(tmp_path: Path):
         provider.save(made, folder)
         again = provider.load(skeleton, folder, recipe, cpu)
         assert torch.equal(again(x), made(x))
+
+
+def test_our_own_integers_need_tensor_cores_that_know_the_instructions(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(Cuda, "capability", lambda _: (7, 5))
+    with pytest.raises(Unsupported, match="compute capability 8.0 or newer, found 7.5"):
+        providers.get("triton")().quantise(None, cell("sym_int4", "cuda"), SymInt4(), torch.device("cuda"))
 
 
 def test_stored_bytes_of_what_is_known():

@@ -7,7 +7,6 @@ taken off. Triton cannot say which lane holds which weight; Gluon, its language 
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 import torch
@@ -263,15 +262,6 @@ def _expand(W, S, Y, N, K, GROUP: tl.constexpr, BN: tl.constexpr, BK: tl.constex
     code = (words >> (k % 32 // 4 * 4)) & 15
     scale = tl.load(S + n * (K // GROUP) + k // GROUP, mask=inside, other=0.0).to(tl.float32)
     tl.store(Y + n * K + k, ((code - 8).to(tl.float32) * scale).to(Y.dtype.element_ty), mask=inside)
-
-
-@cache
-def lacks(device: torch.device) -> str | None:
-    """Why the kernels do not run on this GPU; None when they do."""
-    if torch.version.hip is not None:
-        return "its kernels are for NVIDIA GPUs"
-    major, minor = torch.cuda.get_device_capability(device)
-    return None if major >= 8 else f"it needs compute capability 8.0 or newer, found {major}.{minor}"
 
 
 def expand(words: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

@@ -60,6 +60,10 @@ class Device:
         """Parts that run kernels independently of each other: multiprocessors, Xe cores."""
         return 1
 
+    def capability(self) -> tuple[int, int]:
+        """Compute capability of an NVIDIA GPU; (0, 0) for anything else."""
+        return 0, 0
+
     def launches_early(self) -> bool:
         """Whether a kernel may start before the one in front of it has ended, and wait by itself."""
         return False

@@ -16,11 +16,15 @@ class Cuda(Accelerator):
 
     torch_type = "cuda"
 
-    def launches_early(self) -> bool:
-        """Programmatic dependent launch, from compute capability 9 on."""
+    def capability(self) -> tuple[int, int]:
+        """As torch says; AMD's GPUs have none."""
         import torch
 
-        return torch.version.hip is None and torch.cuda.get_device_capability() >= (9, 0)
+        return torch.cuda.get_device_capability() if torch.version.hip is None else (0, 0)
+
+    def launches_early(self) -> bool:
+        """Programmatic dependent launch, from compute capability 9 on."""
+        return self.capability() >= (9, 0)
 
     def driver(self) -> str:
         """The kernel module's version; torch has no call for it. Blank for ROCm and where /proc does not tell."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..devices import devices
 from ..errors import Unsupported
 from .base import Provider, Support, providers
 from .integers import nearest
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 GROUPS = (32, 64, 128)
 LEAST = (3, 6)
 """Release of Triton whose Gluon the kernels are written in."""
+CAPABILITY = (8, 0)
+"""Compute capability from which tensor cores have the instructions."""
 
 
 @providers("triton")
@@ -66,11 +69,12 @@ class Triton(Provider):
         from ..compiled.int4 import Int4Linear, pack
 
         if device.type == "cuda":
-            from ..compiled.int4_cuda import lacks
-
-            reason = lacks(device)
-            if reason:
-                raise Unsupported(f"provider=triton: {reason}")
+            found = devices.get(cell.device.name)(**cell.device.kwargs).capability()
+            if found < CAPABILITY:
+                wanted, other = (".".join(map(str, each)) for each in (CAPABILITY, found))
+                raise Unsupported(
+                    f"provider=triton: it needs an NVIDIA GPU of compute capability {wanted} or newer, found {other}"
+                )
         for parent, name, layer in list(linears(model, recipe, self, device)):
             weight = layer.weight.data
             rounded = nearest(weight, 4, recipe.group(layer.in_features), True)
