@@ -319,7 +319,7 @@ def test_the_layout_of_our_own_integers_of_4_bits(tmp_path: Path):
 
 def test_our_own_integers_need_tensor_cores_that_know_the_instructions(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(Cuda, "capability", lambda _: (7, 5))
-    with pytest.raises(Unsupported, match="compute capability 8.0 or newer, found 7.5"):
+    with pytest.raises(Unsupported, match=r"compute capability 8\.0 or newer, found 7\.5"):
         providers.get("triton")().quantise(None, cell("sym_int4", "cuda"), SymInt4(), torch.device("cuda"))
 
 
