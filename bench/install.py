@@ -16,9 +16,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.text import Text
 
+from .console import Console
 from .errors import ConfigError, did_you_mean
 from .hardware import hardware
 from .stacks import CURRENT, MARKER, Stack, check, clean_environment, executable, stacks, stacks_folder

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from .cell import Cell, Evaluate
+from .console import Console
 from .metrics import e2e_s, tpot_s, ttft_s, values
 from .plan import Plan
 from .record import Evaluation, Failure, Outcome, Record

@@ -211,9 +211,10 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
 
 def _print_view(shown: View) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from .console import Console
 
     console = Console(highlight=False)
     headings = _fitting(shown, console.width) if console.is_terminal else shown.headings

@@ -450,3 +450,14 @@ def test_python_is_the_interpreter_of_the_worker(bench: Bench):
     (row,) = rows(bench)
     assert row["stack"] == "stack-a"
     assert row["variables"] == "TORCH_FROM_WRAPPER=yes"
+
+
+def test_a_reader_that_has_gone_away_is_no_failed_cell(bench: Bench):
+    """`bench run | head`: the code of a broken pipe, and nothing is lost; nor a regression."""
+    for arguments in (("run", "device=fake", "results=out"), ("compare", "out", "out")):
+        process = bench.start(*arguments)
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.wait(60) == 141
+    again = bench("run", "device=fake", "results=out")
+    assert again.code == 0 and "nothing to do" in again.stderr

@@ -21,7 +21,7 @@ def guarded(run: Callable[[list[str]], int], argv: list[str]) -> int:
         sys.stderr.write(f"bench: {error}\n")
         return USAGE
     except BrokenPipeError:
-        return USAGE
+        raise  # for main, like any command's
     except KeyboardInterrupt:
         sys.stderr.write("bench: interrupted\n")
         return 130

@@ -68,8 +68,9 @@ def show(plain: str, file: TextIO | None = None, color: bool = True) -> None:
     if not color or "NO_COLOR" in os.environ or not stream.isatty():
         stream.write(plain)
         return
-    from rich.console import Console
     from rich.text import Text
+
+    from ..console import Console
 
     console = Console(file=stream, highlight=False, soft_wrap=True)
     for line in plain.splitlines():
