@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,8 +182,7 @@ def test_a_killed_worker_costs_one_cell(bench: Bench, wait_for: Callable[..., An
 def test_a_run_that_is_stopped_goes_on_where_it_was(
     bench: Bench, wait_for: Callable[..., Any], number: signal.Signals, code: int
 ):
-    usual = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
-    process = bench.start(*SLOW, "batch_size=[1,2,3]", preexec_fn=usual)
+    process = bench.start(*SLOW, "batch_size=[1,2,3]")
     wait_for(lambda: in_second_cell(bench))
     pids = workers(bench)
     assert len(pids) == 1
