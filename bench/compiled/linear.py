@@ -175,13 +175,17 @@ class Linears(CustomGraphPass):
         )
 
     def _fronts(self, groups: list[Group], products: dict[Node, None]) -> dict[Node, fuse.Norm]:
-        """Sums whose kernel can do half of the norm behind them, by the sum and by each input of products behind."""
+        """Sums whose kernel can do half of the norm behind them, by the sum and by each input of products behind.
+
+        In bf16 only: before it is divided by its root mean square, a sum times weights may be too large for fp16.
+        """
         sums = {group.whole for group in groups if group.whole and not group.activation and group.takes_halves()}
         found: dict[Node, fuse.Norm] = {}
         for group in groups:
             x = fuse.unviewed(_x(group.products[0]))
             norm = fuse.norm(x) if group.takes_halves() and fuse.readers(x) <= products.keys() else None
-            if norm and norm.x in sums and norm.x.meta["val"].shape[-1] % norms.PIECE == 0:
+            value = norm.x.meta["val"] if norm and norm.x in sums else None
+            if norm and value is not None and value.dtype == torch.bfloat16 and value.shape[-1] % norms.PIECE == 0:
                 first = found.setdefault(norm.x, norm)
                 if first.weights is norm.weights:
                     found[x] = norm
@@ -243,7 +247,7 @@ def _input(product: Node) -> tuple[Any, ...]:
 
 
 def _does_more(product: Node) -> bool:
-    """Whether its kernel can do what is around it. Measured: several rows of floats are slower for that."""
+    """Whether its kernel can do what is around it. Several rows of floats took longer with that (docs/LOG.md)."""
     if product.target is INT4:
         return True
     rows: int = _x(product).meta["val"].shape[0]

@@ -61,7 +61,7 @@ class Triton(Provider):
         if not found:
             return f"triton is missing: {self.source()}"
         if tuple(int(part) for part in found.split(".")[:2]) < LEAST:
-            return f"it needs triton {LEAST[0]}.{LEAST[1]} or newer, as torch 2.10 brings it, found {found}"
+            return f"it needs triton {LEAST[0]}.{LEAST[1]} or newer, as torch 2.11 brings it, found {found}"
         return None
 
     def quantise(self, model: Any, cell: Cell, recipe: LowBit, device: torch.device) -> Any:
