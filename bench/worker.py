@@ -194,6 +194,7 @@ class _Worker:
                 *loaded.warnings,
                 *loaded.weights.warnings,
                 *warnings,
+                *self.engine.noticed(loaded),
                 *suspicions(samples, self.device),
                 *self._shared(),
             ),

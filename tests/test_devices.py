@@ -19,7 +19,7 @@ from bench import peaks
 from bench.cell import Cell, Choice, Generate, Job
 from bench.config import AXES, settings_of
 from bench.devices.accelerator import Accelerator
-from bench.devices.base import devices
+from bench.devices.base import Device, devices
 from bench.devices.cpu import Cpu, total_memory
 from bench.devices.cuda import Cuda
 from bench.devices.datasheet import DATASHEETS, lookup
@@ -221,6 +221,51 @@ def test_an_accelerator_without_the_hardware(monkeypatch: pytest.MonkeyPatch):
     assert "(elapsed_time of XPUEvent requires a newer compiler): install a newer one" in (device.unavailable() or "")
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 0)
     assert "finds no accelerator here" in (device.unavailable() or "")
+
+
+@pytest.mark.parametrize("device", [Cuda(), Xpu()])
+def test_torch_has_graphs_of_the_accelerators(device: Accelerator):
+    kind = getattr(getattr(torch, device.torch_type), device.graph)
+    inspect.signature(kind)
+    for method in ("capture_begin", "capture_end", "replay"):
+        inspect.signature(getattr(kind, method)).bind(None)
+    for function, arguments in (("current_stream", ()), ("set_stream", (None,))):
+        inspect.signature(getattr(torch.accelerator, function)).bind(*arguments)
+
+
+def test_work_is_captured_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    calls: list[str] = []
+
+    class Graph:
+        def capture_begin(self) -> None:
+            calls.append("begin")
+
+        def capture_end(self) -> None:
+            calls.append("end")
+
+        def replay(self) -> None:
+            calls.append("replay")
+
+    module = types.SimpleNamespace(XPUGraph=Graph)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: module if kind == "xpu" else None)
+    monkeypatch.setattr(torch, "Stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: calls.append("synchronize"))
+    monkeypatch.setattr(torch.accelerator, "current_stream", lambda: "usual stream")
+    monkeypatch.setattr(torch.accelerator, "set_stream", calls.append)
+    replay = Xpu().capture(lambda: calls.append("work"))
+    assert replay is not None
+    replay()
+    around = ["synchronize", "stream of xpu", "begin", "work", "end", "usual stream"]
+    assert calls == [*around, "replay"]
+
+    calls.clear()
+    with pytest.raises(RuntimeError, match="not permitted"):
+        Xpu().capture(lambda: (_ for _ in ()).throw(RuntimeError("not permitted")))
+    assert calls == [call for call in around if call != "work"]
+
+    del module.XPUGraph
+    assert Xpu().capture(lambda: None) is None
+    assert Device().capture(lambda: None) is None
 
 
 @pytest.mark.parametrize(

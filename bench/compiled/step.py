@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+from ..devices.base import Device
 from ..errors import Unsupported
 from .cache import Expanded, Place, SharedPrompt
 from .choose import Beams, Choice, Single
@@ -68,19 +70,44 @@ class Step(torch.nn.Module):
 class Decoder:
     """Generates with one model and one shape; its tensors and its graph live as long as it does."""
 
+    noticed: tuple[str, ...] = ()
+    """What a record should say of how it runs."""
+
     def __init__(
         self, model: Any, shape: Shape, config: GenerationConfig, compile_options: dict[str, Any] | None = None,
-        units: int = 1, early: bool = False,
+        device: Device | None = None,
     ) -> None:  # fmt: skip
-        device = model.device
         self.model, self.shape = model, shape
-        self.place = Place(shape.batch, shape.beams, shape.output, device, units, early)
+        self.device = device or Device()
+        units, early = 2 * self.device.processors(), self.device.launches_early()
+        self.place = Place(shape.batch, shape.beams, shape.output, model.device, units, early)
         self.cache = _cache(model)(model, self.place, shape.prompt)
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
-        self.run = self.step if compile_options is None else torch.compile(
-            self.step, fullgraph=True, dynamic=False, options=compile_options
-        )  # fmt: skip
+        self.run: Callable[[], object] = self.step
+        if compile_options is not None:
+            self.compiled = torch.compile(self.step, fullgraph=True, dynamic=False, options=compile_options)
+            self.run = self._first
+
+    def _first(self) -> None:
+        """The step that is compiled and tuned."""
+        self.compiled()
+        self.run = self._second
+
+    def _second(self) -> None:
+        """From here on a step is one launch, where the device has graphs.
+
+        torch.compile captures graphs, too, but then each call looks at every tensor of the model.
+        """
+        gc.collect()  # what is freed during a capture may end it
+        replay = None
+        try:
+            replay = self.device.capture(self.compiled)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            self.noticed = (f"the step could not be captured ({reason}): the host launches its kernels one by one",)
+        self.run = replay or self.compiled
+        self.run()
 
     def generate(
         self, ids: torch.Tensor, mask: torch.Tensor | None, length: int, on_step: Callable[[], None]
@@ -93,12 +120,12 @@ class Decoder:
         place, choice = self.place, self.choice
         if mask is None:
             positions = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
-            place.begin(ids.shape[1], torch.zeros_like(place.pad))
         else:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)
-            place.begin(ids.shape[1], (ids.shape[1] - mask.sum(-1)).int())
-        choice.begin(length)
         logits = self.cache.fill(ids, mask, positions)
+        # What is small comes after what is large, when the device is busy and the host has time.
+        place.begin(ids.shape[1], torch.zeros_like(place.pad) if mask is None else ids.shape[1] - mask.sum(-1))
+        choice.begin(length)
         parents = choice(logits.float().repeat_interleave(place.beams, dim=0), place.step.long())
         if parents is not None:
             self.cache.inherit(parents)

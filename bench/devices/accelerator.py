@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..cell import Scalar
@@ -13,6 +13,8 @@ class Accelerator(Device):
     """An accelerator by its torch type. Subclasses add the type and how its driver is called."""
 
     clock = "event"
+    graph = ""
+    """What torch calls a captured graph in the device's module; some builds have none."""
 
     def unavailable(self) -> str | None:
         """Whether this torch build has the type, and a device of it is there."""
@@ -30,7 +32,7 @@ class Accelerator(Device):
     def _untimed(self) -> str | None:
         """Why events cannot tell the time here: builds of torch for XPU before SYCL 2025.0 have none that can."""
         try:
-            self._once(lambda: None)
+            self.once(lambda: None)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             return (
@@ -80,6 +82,27 @@ class Accelerator(Device):
 
         properties = self._module.get_device_properties(torch.accelerator.current_device_index())
         return int(properties.multi_processor_count)
+
+    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        """By torch's graphs, on a stream of their own, as they want it."""
+        import torch
+
+        kind = getattr(self._module, self.graph, None)
+        if kind is None:
+            return None
+        graph, outside = kind(), torch.accelerator.current_stream()
+        self.synchronize()
+        torch.accelerator.set_stream(torch.Stream(device=self.torch_type))
+        try:
+            graph.capture_begin()
+            try:
+                work()
+            finally:
+                graph.capture_end()
+        finally:
+            torch.accelerator.set_stream(outside)
+        replay: Callable[[], None] = graph.replay
+        return replay
 
     def out_of_memory(self, error: BaseException) -> bool:
         """torch.OutOfMemoryError on every backend, and the driver's own words where a library allocates by itself."""

@@ -68,6 +68,13 @@ class Device:
         """Whether a kernel may start before the one in front of it has ended, and wait by itself."""
         return False
 
+    def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
+        """What `work` launches, as one launch to repeat; `work` is called, but nothing runs. None without graphs.
+
+        Raises RuntimeError when `work` does what a graph cannot hold.
+        """
+        return None
+
     def out_of_memory(self, error: BaseException) -> bool:
         """Whether an exception says that this device's memory is used up."""
         return isinstance(error, MemoryError)
@@ -90,11 +97,12 @@ class Device:
             left = torch.randn(size, size, device=self.torch_type).to(getattr(torch, dtype))
             right = torch.randn(size, size, device=self.torch_type).to(getattr(torch, dtype))
             multiply = partial(torch.matmul, left, right)
-            if self.torch_type != "cpu" or size >= 4096 or self._once(multiply) > 0.02:
+            if self.torch_type != "cpu" or size >= 4096 or self.once(multiply) > 0.02:
                 return float(2 * size**3 / self._best(multiply))
             size *= 2
 
-    def _once(self, work: Callable[[], object]) -> float:
+    def once(self, work: Callable[[], object]) -> float:
+        """Seconds that `work` takes on the device."""
         self.synchronize()
         start = self.mark()
         work()
@@ -106,7 +114,7 @@ class Device:
         """Shortest time of `work`, s: at least 5 times and for 0.2 s, so that clocks have risen."""
         times: list[float] = []
         while len(times) < 5 or sum(times) < 0.2:
-            times.append(self._once(work))
+            times.append(self.once(work))
         return min(times)
 
     def info(self) -> dict[str, Scalar]:

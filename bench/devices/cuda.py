@@ -15,6 +15,7 @@ class Cuda(Accelerator):
     """A GPU behind torch's cuda type."""
 
     torch_type = "cuda"
+    graph = "CUDAGraph"
 
     def capability(self) -> tuple[int, int]:
         """As torch says; AMD's GPUs have none."""

@@ -14,6 +14,7 @@ class Xpu(Accelerator):
     """An Intel GPU: Data Center GPU Max, Arc, Core Ultra."""
 
     torch_type = "xpu"
+    graph = "XPUGraph"
 
     def processors(self) -> int:
         """Xe cores, which torch calls subslices."""

@@ -87,6 +87,10 @@ class Engine:
         """
         raise NotImplementedError
 
+    def noticed(self, loaded: Loaded) -> tuple[str, ...]:
+        """What the record should say of how the engine ran the cell, asked after measuring."""
+        return ()
+
     def tokens(self, output: Any) -> list[list[int]]:
         """Prompt and generated ids of each sequence, from what `generate` returned; outside the timed region."""
         raise NotImplementedError

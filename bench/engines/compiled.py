@@ -79,18 +79,17 @@ class Compiled(Eager):
         loaded.kept.clear()
         torch.compiler.reset()
         device = devices.get(cell.device.name)(**cell.device.kwargs)
-        early = device.launches_early()
-        options = self._options(device, early) if self.compile else None
-        loaded.kept["decoder"] = step.Decoder(loaded.handle, shape, config, options, 2 * device.processors(), early)
+        options = self._options(device) if self.compile else None
+        loaded.kept["decoder"] = step.Decoder(loaded.handle, shape, config, options, device)
 
-    def _options(self, device: Device, early: bool) -> dict[str, Any]:
-        """Settings of Inductor. Graph capture is torch's own, where it has one for the device."""
+    def _options(self, device: Device) -> dict[str, Any]:
+        """Settings of Inductor."""
         if device.torch_type == "cpu":
             return {}
         from ..compiled.linear import Linears
 
+        early = device.launches_early()
         options: dict[str, Any] = {
-            "triton.cudagraphs": True,
             "post_grad_custom_pre_pass": Linears(early),
             "shape_padding": False,  # a copy of the weights in every step
         }
@@ -102,6 +101,11 @@ class Compiled(Eager):
         """Token ids; bench's prompts have no padding, so there is no mask."""
         inputs, warnings = super().prompts(loaded, cell)
         return inputs["input_ids"], warnings
+
+    def noticed(self, loaded: Loaded) -> tuple[str, ...]:
+        """Whether the step is one launch."""
+        decoder: Decoder | None = loaded.kept.get("decoder")
+        return decoder.noticed if decoder else ()
 
     def generate(
         self, loaded: Loaded, inputs: Any, work: Generate, on_step: Callable[[], None], check_finite: bool = False

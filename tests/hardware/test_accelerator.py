@@ -82,13 +82,13 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
     for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
         ids, mask = (part.to(kind) for part in prompts(batch, padded=True))
         config = GenerationConfig(max_new_tokens=14, num_beams=beams, pad_token_id=0)
-        early = device.launches_early()
         with torch.inference_mode():
             expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            options = Compiled()._options(device, early) if family in COMPILED else None
-            decoder = Decoder(made, Shape.of(batch, 20, config), config, options, 2 * device.processors(), early)
+            options = Compiled()._options(device) if family in COMPILED else None
+            decoder = Decoder(made, Shape.of(batch, 20, config), config, options, device)
             for _ in range(3):
                 found = decoder.generate(ids, mask, 14, lambda: None)
+        assert not decoder.noticed
         assert found.tolist() == expected.tolist(), (batch, beams)
         torch.compiler.reset()
 
@@ -98,6 +98,25 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
 def test_what_is_done_together(kind: str, family: str, beams: int, done: list[str]):
     """The graph for this device has what the pass looks for, and the kernels give the logits of the uncompiled step."""
     device = devices.get(kind)()
-    options = Compiled()._options(device, device.launches_early())
-    seen = folded(family, beams, kind, options, 2 * device.processors())
+    seen = folded(family, beams, device, Compiled()._options(device))
     assert (sorted(seen.done), seen.left) == (sorted(done), 0)
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+def test_what_is_captured_draws_anew_in_each_step(kind: str):
+    """Sampling in a graph that is launched again and again: other tokens with another seed, the same with the same."""
+    torch.compiler.reset()
+    device = devices.get(kind)()
+    made = model("llama").to(kind)
+    ids = prompts(2, False)[0].to(kind)
+    config = GenerationConfig(max_new_tokens=40, do_sample=True, temperature=5.0, top_k=0, pad_token_id=0)
+    decoder = Decoder(made, Shape.of(2, 20, config), config, Compiled()._options(device), device)
+    with torch.inference_mode():
+        drawn = []
+        for seed in (1, 1, 1, 2):
+            torch.manual_seed(seed)
+            drawn.append(decoder.generate(ids, None, 40, lambda: None)[0, 20:].tolist())
+    assert not decoder.noticed
+    assert drawn[1] == drawn[2] != drawn[3]  # the first pass was compiled while it ran
+    assert len(set(drawn[1])) > 20
+    torch.compiler.reset()
