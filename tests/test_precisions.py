@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -303,11 +304,12 @@ def test_the_layout_of_our_own_integers_of_4_bits(tmp_path: Path):
         x = torch.randn(2, 3, 384)
         middle = plain[1](x @ weights[0].T + plain[0].bias)
         torch.testing.assert_close(made(x), middle @ weights[1].T + plain[2].bias)
-        words = made[0].words
-        for word in range(48):
-            block, part, i = word // 16, word % 16 // 4, word % 4
-            columns = block * 128 + part * 32 + 4 * torch.arange(8) + i
-            codes = (words[:, word, None] >> (4 * torch.arange(8))) & 15
+        assert made[0].words.shape == (48, 48) and made[2].words.shape == (16, 32)  # 40 and 8 rows, filled up
+        words = made[0].words.view(3, 3, 16, 4, 2, 2)  # 16 rows, 128 columns, row, t, u, v
+        for block, t, u, v in itertools.product(range(3), range(4), range(2), range(2)):
+            first = block * 128 + 32 * t + 16 * v + 4 * torch.arange(4) + 2 * u
+            columns = torch.cat([first, first + 1])
+            codes = (words[:, block, :, t, u, v].flatten()[:40, None] >> (4 * torch.arange(8))) & 15
             scale = made[0].scale[:, columns[0] // group, None]
             torch.testing.assert_close((codes - 8) * scale, weights[0][:, columns])
         folder = tmp_path / str(group)

@@ -81,30 +81,33 @@ def linear() -> None:
             width = sum(widths) // 2 if activation else widths[0]
             residual = torch.randn(count, width).to(DEVICE, torch.float16) if added else None
             optional = (norm, 0.3, residual, activation)
-            exact = reference(
-                x.double(), [weight.double() for weight in weights], [], *_doubles((norm, None, *optional[1:], None))
-            )
+            exact = reference(x.double(), [weight.double() for weight in weights], [], *_doubles(optional))
             results = linear_kernel.run(x, weights, *optional)
             for found, wanted in zip(results, exact, strict=True):
                 assert float((found - wanted).norm() / wanted.norm()) < 1e-3
 
 
 def int4() -> None:
-    """Groups of all sizes, both dtypes, rows that fill a tile and that do not; the interpreter only expands."""
+    """Groups of all sizes, both dtypes, rows that fill a tile and that do not; the interpreter only expands.
+
+    Each case has some of the block sizes that fit it, and all have their turn.
+    """
     from bench.compiled import int4_cuda
     from bench.compiled.int4 import expand, pack
     from bench.compiled.linear import reference
 
-    int4_cuda._linears.configs = int4_cuda._linears.configs[:4]
-    for dtype, inputs, group, widths, activation, added, count in (
-        (torch.float16, 512, 128, [48, 16, 16], "", False, 1),
-        (torch.float16, 11008, 128, [40], "", True, 3),
-        (torch.float16, 1408, 128, [80], "", True, 1),
-        (torch.bfloat16, 1408, 64, [37], "", True, 8),
-        (torch.bfloat16, 256, 32, [37, 37], "silu", False, 2),
-        (torch.float16, 384, 64, [74], "gelu", False, 1),
-        (torch.float16, 4096, 128, [50, 60, 10, 7], "", False, 20),
-        (torch.bfloat16, 4096, 128, [70], "", False, 64),
+    configs = int4_cuda._configs()
+    for number, (dtype, inputs, group, widths, activation, added, count) in enumerate(
+        (
+            (torch.float16, 512, 128, [48, 16, 16], "", False, 1),
+            (torch.float16, 11008, 128, [40], "", True, 3),
+            (torch.float16, 1408, 128, [80], "", True, 1),
+            (torch.bfloat16, 1408, 64, [37], "", True, 8),
+            (torch.bfloat16, 256, 32, [37, 37], "silu", False, 2),
+            (torch.float16, 384, 64, [74], "gelu", False, 1),
+            (torch.float16, 4096, 128, [50, 60, 10, 7], "", False, 20),
+            (torch.bfloat16, 4096, 128, [70], "", False, 64),
+        )
     ):
         torch.manual_seed(0)
         words = [pack(torch.randint(0, 16, (width, inputs))) for width in widths]
@@ -118,17 +121,16 @@ def int4() -> None:
         if not GPU:
             continue
         weights = [expand(*parts).to(DEVICE).double() for parts in zip(words, scales, strict=True)]
-        halves = group == 128
-        squares = torch.rand(count, 24).to(DEVICE) * inputs / 24 if halves else None
-        after = (
-            torch.randn(width).to(DEVICE, dtype) if halves and width % 16 == 0 and added and not activation else None
-        )
-        optional = (squares, 0.3, residual, activation, after)
-        exact = reference(x.double(), weights, [], None, *_doubles(optional))
+        norm = torch.randn(inputs).to(DEVICE, dtype) if group == 128 else None
+        optional = (norm, 0.3, residual, activation)
+        exact = reference(x.double(), weights, [], *_doubles(optional))
         words, scales = ([part.to(DEVICE) for part in parts] for parts in (words, scales))
         rounding = 2e-3 if dtype == torch.float16 else 1e-2
-        for found, wanted in zip(int4_cuda.run(x, words, scales, *optional), exact, strict=True):
-            assert float((found - wanted).norm() / wanted.norm()) < rounding, (dtype, inputs, group, count)
+        fitting = int4_cuda._fitting(configs, {}, BM=max(8, 1 << (count - 1).bit_length()))
+        for config in fitting[number % 3 :: 3] or fitting:
+            int4_cuda._linears.configs = [config]  # a single one is taken without measuring
+            for found, wanted in zip(int4_cuda.run(x, words, scales, *optional), exact, strict=True):
+                assert float((found - wanted).norm() / wanted.norm()) < rounding, (dtype, inputs, group, count, config)
 
 
 def _doubles(arguments: tuple[object, ...]) -> list[object]:

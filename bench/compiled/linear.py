@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
-from . import fuse, int4, norms, weight_bytes
+from . import fuse, int4, weight_bytes
 from .fuse import Node
 
 MOST_ROWS = 64
@@ -29,24 +29,21 @@ INT4 = torch.ops.bench.int4_linear.default
 @torch.library.custom_op("bench::linears", mutates_args=())
 def linears(
     x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
-    squares: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str,
-    after: torch.Tensor | None, early: bool,
+    eps: float, residual: torch.Tensor | None, activation: str, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """x @ w.T for each of at most `TOGETHER` weights [columns, inputs]; x is [rows, inputs], contiguous.
 
     `scales`: of weights that are words of 4-bit integers as `int4` packs them; empty for floats. `norm`: weights
-    [inputs] of an RMSNorm of x, for one row and floats. `activation` (silu, or gelu by tanh; "" for none): the one
-    result is activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result,
-    is added to it. For 4-bit integers, norms come in halves (see `norms`): `squares` belong to an x that has the first
-    half, and `after` are the weights of a norm behind, whose first half follows the result. Several rows of floats
-    have none of this. `early` is `Device.launches_early`.
+    [inputs] of an RMSNorm of x. `activation` (silu, or gelu by tanh; "" for none): the one result is
+    activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result, is added
+    to it. Several rows of floats have none of this. `early` is `Device.launches_early`.
     """
     if x.device.type == "cpu":
-        return reference(x, weights, scales, norm, squares, eps, residual, activation, after)
+        return reference(x, weights, scales, norm, eps, residual, activation)
     if scales:
         from . import int4_cuda
 
-        return int4_cuda.run(x, weights, scales, squares, eps, residual, activation, after, early)
+        return int4_cuda.run(x, weights, scales, norm, eps, residual, activation, early)
     from . import linear_kernel
 
     return linear_kernel.run(x, weights, norm, eps, residual, activation, early)
@@ -54,8 +51,7 @@ def linears(
 
 def reference(
     x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
-    squares: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str,
-    after: torch.Tensor | None,
+    eps: float, residual: torch.Tensor | None, activation: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     """In plain torch, rounding where the models do."""
     if norm is not None:
@@ -63,30 +59,23 @@ def reference(
         x = norm * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
     if scales:
         weights = [int4.expand(words, scale) for words, scale in zip(weights, scales, strict=True)]
-    if squares is None:
-        results = [x @ w.T for w in weights]
-    else:
-        root = norms.root(squares, x.shape[1], eps)
-        results = [((x.to(root.dtype) @ w.T.to(root.dtype)) * root).to(x.dtype) for w in weights]
+    results = [x @ w.T for w in weights]
     if activation:
         gate, up = results if len(results) == 2 else results[0].chunk(2, dim=-1)
         function = torch.nn.functional
         results = [(function.silu(gate) if activation == "silu" else function.gelu(gate, approximate="tanh")) * up]
-    results = results if residual is None else [residual + results[0]]
-    return results if after is None else [*results, *norms.front(results[0], after)]
+    return results if residual is None else [residual + results[0]]
 
 
 @linears.register_fake
 def _(
     x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
-    squares: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str,
-    after: torch.Tensor | None, early: bool,
+    eps: float, residual: torch.Tensor | None, activation: str, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
-    columns = [w.shape[0] for w in weights]
+    columns = [each.shape[0] for each in scales or weights]
     if activation:
         columns = [sum(columns) // 2]
-    results = [x.new_empty((x.shape[0], each)) for each in columns]
-    return results if after is None else [*results, *norms.following(results[0])]
+    return [x.new_empty((x.shape[0], each)) for each in columns]
 
 
 class Group(NamedTuple):
@@ -97,10 +86,6 @@ class Group(NamedTuple):
     """The gated product, or the sum with a residual, that is its one result; None when the products are its results."""
     activation: str = ""
 
-    def takes_halves(self) -> bool:
-        """Whether the kernel can do half of a norm; that of one row of floats does norms whole."""
-        return self.products[0].target is INT4
-
 
 class Linears(CustomGraphPass):
     """Replace matrix products of at most `MOST_ROWS` rows with weights by `linears`."""
@@ -110,7 +95,7 @@ class Linears(CustomGraphPass):
 
     def uuid(self) -> Any:
         """For Inductor's cache."""
-        files = (__file__, fuse.__file__, int4.__file__, norms.__file__, weight_bytes.__file__)
+        files = (__file__, fuse.__file__, int4.__file__, weight_bytes.__file__)
         return get_hash_for_files(files, str(self.early))
 
     def __call__(self, graph: torch.fx.Graph) -> None:
@@ -119,10 +104,8 @@ class Linears(CustomGraphPass):
         products = {node: None for node in graph.nodes if self._is_product(node)}
         order = {node: number for number, node in enumerate(graph.nodes)}
         groups = sorted(self._groups(graph, products), key=lambda group: order[group.whole or group.products[0]])
-        fronts = self._fronts(groups, products)
-        halves: dict[Node, list[Node]] = {}
         for group in groups:
-            self._replace(graph, group, products, fronts, halves)
+            self._replace(graph, group, products)
         graph.eliminate_dead_code()
 
     def _is_product(self, node: Node) -> bool:
@@ -174,38 +157,16 @@ class Linears(CustomGraphPass):
             and len({(*_input(node), node.meta["val"].shape) for node in nodes}) == 1
         )
 
-    def _fronts(self, groups: list[Group], products: dict[Node, None]) -> dict[Node, fuse.Norm]:
-        """Sums whose kernel can do half of the norm behind them, by the sum and by each input of products behind.
-
-        In bf16 only: before it is divided by its root mean square, a sum times weights may be too large for fp16.
-        """
-        sums = {group.whole for group in groups if group.whole and not group.activation and group.takes_halves()}
-        found: dict[Node, fuse.Norm] = {}
-        for group in groups:
-            x = fuse.unviewed(_x(group.products[0]))
-            norm = fuse.norm(x) if group.takes_halves() and fuse.readers(x) <= products.keys() else None
-            value = norm.x.meta["val"] if norm and norm.x in sums else None
-            if norm and value is not None and value.dtype == torch.bfloat16 and value.shape[-1] % norms.PIECE == 0:
-                first = found.setdefault(norm.x, norm)
-                if first.weights is norm.weights:
-                    found[x] = norm
-        return found
-
-    def _replace(
-        self, graph: torch.fx.Graph, group: Group, products: dict[Node, None], fronts: dict[Node, fuse.Norm],
-        halves: dict[Node, list[Node]],
-    ) -> None:  # fmt: skip
-        """Nodes that are replaced stay until no group needs to recognise them. `halves`: what sums have given."""
+    def _replace(self, graph: torch.fx.Graph, group: Group, products: dict[Node, None]) -> None:
+        """Nodes that are replaced stay until no group needs to recognise them."""
         weights = [self._weights(node) for node in group.products]
         first, whole = group.products[0], group.whole
         scales = [node.args[2] for node in group.products if node.target is INT4]
         values = [node.meta["val"] for node in group.products]
         with graph.inserting_before(whole or first):
-            x, norm, squares, eps = _x(first), None, None, 0.0
-            found = fronts.get(fuse.unviewed(x)) if group.takes_halves() else fuse.norm(fuse.unviewed(x))
-            if found and group.takes_halves():
-                (x, squares), eps = halves[found.x], found.eps
-            elif found and x.meta["val"].shape[0] == 1 and fuse.readers(fuse.unviewed(x)) <= products.keys():
+            x, norm, eps = _x(first), None, 0.0
+            found = fuse.norm(fuse.unviewed(x)) if first.target is INT4 or x.meta["val"].shape[0] == 1 else None
+            if found and fuse.readers(fuse.unviewed(x)) <= products.keys():
                 x, norm, eps = _view(graph, found.x, x.meta["val"].shape), found.weights, found.eps
             residual = None
             if whole is not None:
@@ -213,17 +174,13 @@ class Linears(CustomGraphPass):
                 if not group.activation:
                     residual = next(side for side in whole.args if fuse.unviewed(side) is not first)
                     residual = _view(graph, residual, values[0].shape)
-            after = fronts[whole].weights if whole in fronts else None
-            if after is not None:
-                values += norms.following(values[0])
-            arguments = (x, weights, scales, norm, squares, eps, residual, group.activation, after, self.early)
+            arguments = (x, weights, scales, norm, eps, residual, group.activation, self.early)
             together = graph.call_function(torch.ops.bench.linears.default, arguments)
             together.meta["val"] = values
             parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(values))]
             for part, value in zip(parts, values, strict=True):
                 part.meta["val"] = value
             if whole is not None:
-                halves[whole] = parts[1:]
                 whole.replace_all_uses_with(_view(graph, parts[0], whole.meta["val"].shape))
                 return
         for node, part in zip(group.products, parts, strict=True):

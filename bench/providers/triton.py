@@ -82,6 +82,10 @@ class Triton(Provider):
             setattr(parent, name, Int4Linear(words, rounded.scale.squeeze(-1).to(weight.dtype), layer.bias))
         return model
 
+    def variant(self, cell: Cell) -> str:
+        """The layout of words: an earlier one had single rows."""
+        return "+16rows"
+
     def fits(self, layer: torch.nn.Linear, recipe: LowBit, device: torch.device) -> bool:
         """It packs blocks of 128 columns."""
         return layer.in_features % 128 == 0
@@ -94,12 +98,12 @@ class Triton(Provider):
         """Packed layers are put where the recipe has them, then filled."""
         import torch
 
-        from ..compiled.int4 import Int4Linear
+        from ..compiled.int4 import ROWS, Int4Linear
 
         model, state = skeleton(), state_in(folder, device)
         for parent, name, layer in list(linears(model, recipe, self, device)):
             rows, columns = layer.weight.shape
-            words = torch.empty(rows, columns // 8, dtype=torch.int32, device=device)
+            words = torch.empty(-(-rows // ROWS) * ROWS, columns // 8, dtype=torch.int32, device=device)
             scale = torch.empty(rows, columns // recipe.group(columns), dtype=layer.weight.dtype, device=device)
             setattr(parent, name, Int4Linear(words, scale, layer.bias))
         return fill(model, state)
