@@ -90,24 +90,19 @@ class Decoder:
             self.run = self._first
 
     def _first(self) -> None:
-        """The step that is compiled and tuned."""
-        self.compiled()
-        self.run = self._second
-
-    def _second(self) -> None:
-        """From here on a step is one launch, where the device has graphs.
+        """The step that is compiled and tuned. Those after it are one launch each, where the device has graphs.
 
         torch.compile captures graphs, too, but then each call looks at every tensor of the model.
         """
+        self.compiled()
         gc.collect()  # what is freed during a capture may end it
         replay = None
         try:
             replay = self.device.capture(self.compiled)
         except RuntimeError as error:
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0]
             self.noticed = (f"the step could not be captured ({reason}): the host launches its kernels one by one",)
         self.run = replay or self.compiled
-        self.run()
 
     def generate(
         self, ids: torch.Tensor, mask: torch.Tensor | None, length: int, on_step: Callable[[], None]
