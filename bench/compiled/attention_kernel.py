@@ -11,13 +11,15 @@ import torch
 import triton
 import triton.language as tl
 
+from .tuning import milliseconds
+
 try:
     from triton.language.extra import cuda
 except ImportError:  # a Triton without that backend never compiles what is under `if EARLY`
     cuda = None
 
-BLOCK = 64
-"""Positions that a program reads at a time."""
+LEAST = 64
+"""Positions that are worth a piece of their own."""
 
 
 @triton.jit
@@ -41,6 +43,17 @@ def _take(q, k, v, ok, top, total, sums, scale: tl.constexpr, softcap: tl.conste
     return higher, total, sums
 
 
+def _pieces_configs() -> list[triton.Config]:
+    shapes = [(32, 2, 2), (32, 4, 3), (64, 2, 3), (64, 8, 3)]
+    return [triton.Config({"BLOCK": n}, num_warps=warps, num_stages=stages) for n, warps, stages in shapes]
+
+
+@triton.autotune(
+    _pieces_configs(),
+    key=["heads", "K", "GROUP", "D", "PROMPT_PIECES", "OWN_PIECES"],
+    do_bench=milliseconds,
+    cache_results=True,
+)
 @triton.jit
 def _pieces(
     Q, PK, PV, GK, GV, NK, NV, ANCESTRY, PROMPT_LENGTH, STEP, PAD, OUT, TOP, TOTAL,
@@ -50,13 +63,14 @@ def _pieces(
     BLOCK: tl.constexpr, PROMPT_PIECES: tl.constexpr, OWN_PIECES: tl.constexpr, PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One piece. Grid: (batch * key-value heads, PROMPT_PIECES + K * OWN_PIECES).
+    """One piece. Grid: (batch * key-value heads, K * OWN_PIECES + PROMPT_PIECES).
 
     A prompt's piece serves K * GROUP queries at once. A piece of a row's own positions serves its GROUP queries, and
     reads each position from the row that `ancestry` names; the last one also takes the new position and stores it.
+    Own pieces are short but read one thing after the other, so they come first: last, the device would wait for them.
     """
     pair = tl.program_id(0)
-    piece = tl.program_id(1)
+    piece = tl.program_id(1) - K * OWN_PIECES
     kv_heads = heads // GROUP
     batch = pair // kv_heads
     head = pair % kv_heads
@@ -69,7 +83,7 @@ def _pieces(
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, D2], tl.float32)
-    if piece < PROMPT_PIECES:
+    if piece >= 0:
         row = batch * K + lanes // GROUP
         query_head = head * GROUP + lanes % GROUP
         alive = lanes < K * GROUP
@@ -101,8 +115,8 @@ def _pieces(
             ok = valid & (position >= first)
             top, total, sums = _take(q, k, v, ok, top, total, sums, scale, softcap, PRECISION)
     else:
-        own = (piece - PROMPT_PIECES) % OWN_PIECES
-        beam = (piece - PROMPT_PIECES) // OWN_PIECES
+        own = tl.program_id(1) % OWN_PIECES
+        beam = tl.program_id(1) // OWN_PIECES
         row = batch * K + beam + lanes * 0
         query_head = head * GROUP + lanes
         alive = lanes < GROUP
@@ -172,20 +186,20 @@ def _join(
         cuda.gdc_wait()
         cuda.gdc_launch_dependents()
     top = tl.load(TOP + pair * PIECES + piece, mask=here, other=float("-inf"))
-    weight = tl.exp(top - tl.max(top, 0))
-    total = tl.sum(weight * tl.load(TOTAL + pair * PIECES + piece, mask=here, other=0.0), 0)
+    total = tl.load(TOTAL + pair * PIECES + piece, mask=here, other=0.0)
     sums = tl.load(OUT + (pair * PIECES + piece[:, None]) * D + d[None, :],
                    mask=here[:, None] & (d < D)[None, :], other=0.0)  # fmt: skip
-    result = tl.sum(weight[:, None] * sums, 0) / total
+    weight = tl.exp(top - tl.max(top, 0))
+    result = tl.sum(weight[:, None] * sums, 0) / tl.sum(weight * total, 0)
     tl.store(RESULT + pair * D + d, result.to(RESULT.dtype.element_ty), mask=d < D)
 
 
 def _cut(units: int, heads: int, capacity: int) -> int:
     """Into how many pieces the prompt's positions of a head are cut.
 
-    Measured on an H200: one block for each of `units` programs; more programs, when each still has two blocks to read.
+    Measured on an H200: as many as `units` programs can take; twice that, when each still has twice the least to read.
     """
-    few, many = min(units // heads, -(-capacity // BLOCK)), min(4 * units // heads, capacity // BLOCK // 2)
+    few, many = min(units // heads, -(-capacity // LEAST)), min(2 * units // heads, capacity // LEAST // 2)
     return max(1, few, many)
 
 
@@ -205,14 +219,14 @@ def attend(
     batch, kv_heads = prompt_keys.shape[:2]
     beams, group = rows // batch, heads // kv_heads
     prompt_pieces = _cut(units, batch * kv_heads, prompt_keys.shape[2])
-    own_pieces = max(1, min(units // 4 // (rows * kv_heads), -(-own_keys.shape[2] // BLOCK)))
+    own_pieces = max(1, min(units // 4 // (rows * kv_heads), -(-own_keys.shape[2] // LEAST)))
     pieces = prompt_pieces + own_pieces
     partial = torch.empty((rows * heads, pieces, size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)
     total = torch.empty_like(top)
     launch = {"launch_pdl": True} if early else {}
     result = torch.empty((rows, heads, size), dtype=query.dtype, device=query.device)
-    _pieces[(batch * kv_heads, prompt_pieces + beams * own_pieces)](
+    _pieces[(batch * kv_heads, beams * own_pieces + prompt_pieces)](
         query, prompt_keys, prompt_values, own_keys, own_values, new_keys, new_values,
         ancestry, prompt_length, step, pad, partial, top, total,
         query.stride(0), query.stride(1), prompt_keys.stride(0), prompt_keys.stride(1), prompt_keys.stride(2),
@@ -220,12 +234,13 @@ def attend(
         new_keys.stride(0), new_keys.stride(1), new_values.stride(0), new_values.stride(1), ancestry.stride(0),
         heads, scale=scale, softcap=softcap, window=window,
         K=beams, GROUP=group, D=size, D2=_power_of_two(size), ROWS=max(16, _power_of_two(beams * group)),
-        BLOCK=BLOCK, PROMPT_PIECES=prompt_pieces, OWN_PIECES=own_pieces,
+        PROMPT_PIECES=prompt_pieces, OWN_PIECES=own_pieces,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", EARLY=early, **launch,
     )  # fmt: skip
+    joined = _power_of_two(pieces), _power_of_two(size)
     _join[(rows * heads,)](
-        partial, top, total, result, D=size, D2=_power_of_two(size), PIECES=pieces, PIECES2=_power_of_two(pieces),
-        EARLY=early, **launch,
+        partial, top, total, result, D=size, D2=joined[1], PIECES=pieces, PIECES2=joined[0], EARLY=early,
+        num_warps=max(1, min(8, joined[0] * joined[1] // 4096)), **launch,
     )  # fmt: skip
     return result
 

@@ -146,7 +146,7 @@ def _vector(
 
 
 def _rows_configs() -> list[triton.Config]:
-    shapes = [(32, 128, 4, 5), (32, 128, 4, 7), (32, 256, 4, 4), (64, 64, 4, 6), (64, 128, 4, 4), (128, 64, 4, 4)]
+    shapes = [(32, 256, 4, 4), (32, 256, 4, 6), (64, 64, 4, 6), (64, 128, 4, 4), (64, 128, 4, 6), (128, 64, 4, 4)]
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
 
 
