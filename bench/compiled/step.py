@@ -21,6 +21,9 @@ from ..errors import Unsupported
 from .cache import Expanded, Place, SharedPrompt
 from .choose import Beams, Choice, Single
 
+CAPTURED = 4096
+"""Tokens of prompts up to which filling them is captured: with more, a device takes longer than its host anyway."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -85,6 +88,9 @@ class Decoder:
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
         self.run: Callable[[], object] = self.step
+        self.captures = compile_options is not None
+        self.prompt: Callable[[], None] | None = None
+        self.prompt_length = 0
         if compile_options is not None:
             self.compiled = torch.compile(self.step, fullgraph=True, dynamic=False, options=compile_options)
             self.run = self._first
@@ -95,14 +101,17 @@ class Decoder:
         torch.compile captures graphs, too, but then each call looks at every tensor of the model.
         """
         self.compiled()
+        self.run = self._capture("the step", self.compiled) or self.compiled
+
+    def _capture(self, what: str, work: Callable[[], None]) -> Callable[[], None] | None:
+        """All launches of `work` as one; None, with a reason in `noticed`, where that cannot be."""
         gc.collect()  # what is freed during a capture may end it
-        replay = None
         try:
-            replay = self.device.capture(self.compiled)
+            return self.device.capture(work)
         except RuntimeError as error:
             reason = str(error).partition("\n")[0]
-            self.noticed = (f"the step could not be captured ({reason}): the host launches its kernels one by one",)
-        self.run = replay or self.compiled
+            self.noticed += (f"{what} could not be captured ({reason}): the host launches its kernels one by one",)
+            return None
 
     def generate(
         self, ids: torch.Tensor, mask: torch.Tensor | None, length: int, on_step: Callable[[], None]
@@ -113,11 +122,7 @@ class Decoder:
         each token's computation has been launched.
         """
         place, choice = self.place, self.choice
-        if mask is None:
-            positions = torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
-        else:
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        logits = self.cache.fill(ids, mask, positions)
+        logits = self._fill(ids, mask)
         # What is small comes after what is large, when the device is busy and the host has time.
         place.begin(ids.shape[1], torch.zeros_like(place.pad) if mask is None else ids.shape[1] - mask.sum(-1))
         choice.begin(length)
@@ -134,7 +139,35 @@ class Decoder:
                 made += 1
         finally:
             self.cache.decoding(False)
-        return torch.cat([ids, choice.result(made)], dim=1)
+        tokens = torch.cat([ids, choice.result(made)], dim=1)
+        if mask is None and self.captures and self.prompt_length != ids.shape[1] and ids.numel() <= CAPTURED:
+            self._capture_prompt(ids)
+        return tokens
+
+    def _fill(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Put the prompts into the cache; returns the logits of their last positions, [batch, vocabulary]."""
+        if mask is None and self.prompt is not None and self.prompt_length == ids.shape[1]:
+            self.prompt_ids.copy_(ids)
+            self.prompt()
+            return self.logits
+        return self.cache.fill(ids, mask, _positions(ids, mask))
+
+    def _capture_prompt(self, ids: torch.Tensor) -> None:
+        """The next prompts of this length are one launch."""
+        self.prompt, self.prompt_length, self.prompt_ids = None, ids.shape[1], ids.clone()
+
+        def work() -> None:
+            self.logits = self.cache.fill(self.prompt_ids, None, _positions(self.prompt_ids, None))
+
+        self.device.release_memory()  # what a graph needs is memory of its own
+        self.prompt = self._capture("filling the prompt", work)
+
+
+def _positions(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Of each token in its prompt, without the padding; shaped like `ids`."""
+    if mask is None:
+        return torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
+    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _cache(model: Any) -> type[SharedPrompt] | type[Expanded]:
