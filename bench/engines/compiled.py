@@ -49,7 +49,8 @@ class Compiled(Eager):
 
     def imports(self) -> None:
         """torch and transformers; compiled code is kept in bench's cache, because /tmp does not outlive a reboot."""
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_folder() / "inductor"))
+        for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
+            os.environ.setdefault(name, str(cache_folder() / kind))  # Inductor tells Triton only when it compiles
         super().imports()
         from ..models.build import RELEASE
 
