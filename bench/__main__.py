@@ -16,6 +16,7 @@ usage: bench COMMAND [...]
 
   run [overrides] [-m]    measure a matrix: model x precision x beams x batch x lengths
   plan [overrides] [-m]   the cells, what would be skipped and why, predicted memory
+  chat [overrides]        talk to a model, with TTFT and TPOT of each reply
   report FOLDER...        show results again: terminal, report.md, report.html
   doctor                  what this machine can run, or why not and what to install
   stack list|create NAME  environments for libraries whose pins exclude each other
@@ -50,6 +51,13 @@ def plan(arguments: list[str]) -> int:
     if composed:
         report.print_plan(plan.plan(composed[0]))
     return 0
+
+
+def chat(arguments: list[str]) -> int:
+    """Compose, plan, talk."""
+    from . import chat
+
+    return chat.main(arguments)
 
 
 def report(arguments: list[str]) -> int:
@@ -102,6 +110,7 @@ def import_(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "run": run,
     "plan": plan,
+    "chat": chat,
     "report": report,
     "doctor": doctor,
     "stack": stack,

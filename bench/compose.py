@@ -29,6 +29,7 @@ from .config import (
     WORKLOADS,
     AccuracyConfig,
     BenchConfig,
+    ChatConfig,
     Request,
     hub_model,
     local_model,
@@ -114,7 +115,7 @@ def completion(arguments: Sequence[str], commands: Iterable[str]) -> None:
         if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
             print(" ".join(commands))  # noqa: T201
             return
-        if words[1] not in ("run", "plan"):
+        if words[1] not in ("run", "plan", "chat"):
             return
         os.environ["COMP_LINE"] = "bench " + line.partition(words[1])[2].lstrip()
         with contextlib.suppress(ConfigError):
@@ -257,6 +258,8 @@ def _unknown_key(key: str, node: str) -> str:
         return did_you_mean("key in stack", last, [item.name for item in fields(Stack)])
     if parent == "accuracy":
         return did_you_mean("key in accuracy", last, [item.name for item in fields(AccuracyConfig)])
+    if parent == "chat":
+        return did_you_mean("key in chat", last, [item.name for item in fields(ChatConfig)])
     classes = (cls for registry in AXES.values() for _, cls in registry.items())
     cls = next((cls for cls in classes if f"{cls.__name__}Config" == node), None)
     known = [item.name for item, _ in settings_of(cls)] if cls else []

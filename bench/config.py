@@ -65,6 +65,18 @@ class AccuracyConfig:
 
 
 @dataclass
+class ChatConfig:
+    """Settings of `bench chat`."""
+
+    system: str | None = None
+    """What the model is told before the conversation."""
+    max_new_tokens: int = 256
+    """Longest reply."""
+    template: str | None = None
+    """File with a chat template (Jinja), instead of the tokenizer's."""
+
+
+@dataclass
 class BenchConfig:
     """What `bench run` accepts. Inner axes take one value or a list; every combination is a cell."""
 
@@ -77,6 +89,7 @@ class BenchConfig:
     workload: Any = None
     """generate measures latency, accuracy evaluates tasks."""
     accuracy: AccuracyConfig = field(default_factory=AccuracyConfig)
+    chat: ChatConfig = field(default_factory=ChatConfig)
     weights: str | None = None
     """real or random; by default what the model's YAML says."""
     decoding: str = "greedy"
@@ -111,10 +124,20 @@ class BenchConfig:
 
 
 @dataclass(frozen=True)
+class Chat:
+    """`ChatConfig`, checked; the template has been read."""
+
+    system: str | None
+    max_new_tokens: int
+    template: str | None
+
+
+@dataclass(frozen=True)
 class Request:
     """One point of a sweep, checked: the cells it asks for and how to run them. `device` may still be `auto`."""
 
     cells: tuple[Cell, ...]
+    chat: Chat
     launches: int
     results: str | None
     name: str | None
@@ -156,6 +179,7 @@ def request(config: Mapping[str, Any]) -> Request:
     cells = [Cell(workload=work, env=env, **shared) for env in _environments(options["env"]) for work in works]
     return Request(
         cells=tuple(cells),
+        chat=_chat(options["chat"]),
         launches=_integer("launches", options["launches"], 1),
         results=options["results"],
         name=_name(options["name"]),
@@ -209,6 +233,21 @@ def _evaluations(node: Any, model: Model) -> list[Workload]:
         )
         for task in tasks
     ]
+
+
+def _chat(node: Any) -> Chat:
+    if not isinstance(node, Mapping):
+        raise ConfigError("chat has been removed: its keys are given one by one, such as chat.system=")
+    _known("key in chat", node, [item.name for item in dataclasses.fields(ChatConfig)])
+    template = node["template"]
+    if template is not None:
+        try:
+            template = Path(template).expanduser().read_text(encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"chat.template={template} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"chat.template={template} is not text in UTF-8") from error
+    return Chat(node["system"], _integer("chat.max_new_tokens", node["max_new_tokens"], 1), template)
 
 
 def _checksum(key: str, file: str) -> str:

@@ -33,6 +33,16 @@ class _StepHook(StoppingCriteria):  # type: ignore[misc]  # transformers has no 
         return self._go_on
 
 
+class _Stop(StoppingCriteria):  # type: ignore[misc]
+    def __init__(self, asked: Callable[[], bool]) -> None:
+        self._asked = asked
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor | bool:
+        if not ASKED_EVERY_TIME:
+            return self._asked()
+        return torch.full((input_ids.shape[0],), self._asked(), dtype=torch.bool, device=input_ids.device)
+
+
 class _FiniteWatch(LogitsProcessor):  # type: ignore[misc]
     def __init__(self) -> None:
         self._bad: torch.Tensor | None = None
@@ -50,6 +60,11 @@ class _FiniteWatch(LogitsProcessor):  # type: ignore[misc]
 def step_hook(on_step: Callable[[], None]) -> StoppingCriteria:
     """A criterion that calls `on_step` and never stops anything."""
     return _StepHook(on_step)
+
+
+def stop_when(asked: Callable[[], bool]) -> StoppingCriteria:
+    """A criterion that ends all sequences when `asked` says so."""
+    return _Stop(asked)
 
 
 def finite_watch() -> _FiniteWatch:

@@ -72,11 +72,8 @@ class Bench:
             [sys.executable, "-m", "bench", *arguments],
             cwd=self.cwd,
             env={**self.env, **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
             text=True,
-            **options,
+            **{"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options},
         )
         self.running.append(process)
         return process

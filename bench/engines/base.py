@@ -87,6 +87,18 @@ class Engine:
         """
         raise NotImplementedError
 
+    def no_chat(self) -> str | None:
+        """Why `bench chat` cannot use this engine, in one line; None when it can. Asked without torch."""
+        return "bench chat needs an engine that generates by transformers' `generate`: engine=eager"
+
+    def reply(self, loaded: Loaded, inputs: Any, work: Generate, settings: dict[str, Any], **observers: Any) -> None:
+        """Generate at most `output_tokens` for `bench chat`.
+
+        `settings` change the generation configuration, such as what ends a reply; `observers` are `generate`'s
+        streamer and stopping criteria.
+        """
+        raise NotImplementedError
+
     def noticed(self, loaded: Loaded) -> tuple[str, ...]:
         """What the record should say of how the engine ran the cell, asked after measuring."""
         return ()

@@ -47,6 +47,10 @@ class Compiled(Eager):
         """Unless told not to."""
         return self.compile
 
+    def no_chat(self) -> str | None:
+        """Its loop has no streamer."""
+        return "engine=compiled does not stream: use engine=eager with bench chat"
+
     def imports(self) -> None:
         """torch and transformers; compiled code is kept in bench's cache, because /tmp does not outlive a reboot."""
         for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):

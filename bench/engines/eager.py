@@ -104,6 +104,19 @@ class Eager(Engine):
             raise NonFinite(NOT_FINITE)
         return output
 
+    def no_chat(self) -> str | None:
+        """It streams."""
+        return None
+
+    def reply(self, loaded: Loaded, inputs: Any, work: Generate, settings: dict[str, Any], **observers: Any) -> None:
+        """One call of `model.generate`."""
+        import torch
+
+        config = self.generation_config(loaded, work)
+        config.update(**{"min_new_tokens": None, **settings})
+        with torch.inference_mode():
+            loaded.handle.generate(**inputs, generation_config=config, **observers)
+
     def generation_config(self, loaded: Loaded, work: Generate) -> Any:
         """Exactly `output_tokens` more tokens: the model's own configuration, from which EOS has been removed."""
         import copy

@@ -119,6 +119,11 @@ class Ipex(Eager):
         with _autocast(loaded.handle):
             return super().generate(loaded, inputs, work, on_step, check_finite)
 
+    def reply(self, loaded: Loaded, inputs: Any, work: Generate, settings: dict[str, Any], **observers: Any) -> None:
+        """Under autocast, too."""
+        with _autocast(loaded.handle):
+            super().reply(loaded, inputs, work, settings, **observers)
+
     def generation_config(self, loaded: Loaded, work: Generate) -> Any:
         """With the cache of the device."""
         config = super().generation_config(loaded, work)

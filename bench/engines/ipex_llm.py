@@ -89,6 +89,10 @@ class IpexLlmEngine(Eager):
             )
         return None
 
+    def no_chat(self) -> str | None:
+        """Speculation streams pieces, without the first token."""
+        return "bench chat streams tokens, not pieces: leave engine.speculative out" if self.speculative else None
+
     def imports(self) -> None:
         """ipex_llm patches transformers, so that comes first."""
         try:

@@ -22,6 +22,10 @@ class Static(Eager):
         """What `generate` does by itself."""
         return self.compile and cell.device.name in ("cuda", "xpu") and cell.workload.num_beams == 1
 
+    def no_chat(self) -> str | None:
+        """Its cache has a length, which conversations outgrow."""
+        return "engine=static compiles again whenever a conversation has grown: use engine=eager with bench chat"
+
     def graphs(self) -> float:
         """As torch counts them."""
         return compiled_graphs() if self.compile else super().graphs()

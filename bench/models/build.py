@@ -61,6 +61,15 @@ def tokenizer(model: Model) -> Any:
     return transformers.AutoTokenizer.from_pretrained(source, **options)
 
 
+def shipped(model: Model, config: Any) -> GenerationConfig:
+    """How the model's authors generate: its generation_config.json, else what its configuration says, with EOS."""
+    source, options = origin(model)
+    try:
+        return GenerationConfig.from_pretrained(source, **options)
+    except OSError:
+        return GenerationConfig.from_model_config(config)
+
+
 def revision_of(model: PreTrainedModel) -> str | None:
     """The commit that the hub resolved; None for random weights, folders and ModelScope."""
     return getattr(model.config, "_commit_hash", None)

@@ -1,0 +1,211 @@
+"""`bench chat`: a conversation as a user has it, and what the model reads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import GenerationConfig
+
+from bench import conversation
+from bench.cell import Cell, Choice, Generate
+from bench.conversation import Conversation, Reply
+from bench.errors import Unsupported
+from bench.models.spec import Model
+
+TINY = Path(conversation.__file__).parent / "models" / "tiny_trained"
+REPLY = re.compile(
+    r"\[TTFT [\d.]+ ms(?:, TPOT [\d.]+ ms, [\d.]+ tokens/s)?, (\d+) tokens? after a prompt of (\d+)([^\]]*)\]"
+)
+
+
+def talk(bench: Any, lines: str, *arguments: str) -> Any:
+    """The conversation whose typed lines come from a file."""
+    script = bench.cwd / "lines"
+    script.write_text(lines)
+    with script.open() as stdin:
+        process = bench.start("chat", "device=cpu", "precision=fp32", *arguments, stdin=stdin)
+        return bench.end(process)
+
+
+def folder(place: Path, **generation: Any) -> Path:
+    """The built-in trained model as a user's own folder."""
+    shutil.copytree(TINY, place)
+    settings = json.loads((place / "generation_config.json").read_text())
+    (place / "generation_config.json").write_text(json.dumps({**settings, **generation}))
+    return place
+
+
+@pytest.fixture(scope="module")
+def opened() -> Conversation:
+    model = Model("tiny-trained", source="package", path="models/tiny_trained")
+    cell = Cell(model, Generate(1, 16, decoding="greedy"), precision=Choice("fp32"))
+    return Conversation.open(cell, None, None)
+
+
+@pytest.fixture
+def talked(opened: Conversation) -> Conversation:
+    opened.clear()
+    opened.template, opened.templated, opened.system, opened.roles = None, False, None, {}
+    return opened
+
+
+def test_a_conversation(bench: Any):
+    """Without arguments the model that bench brings; each prompt holds what was said before, until it is cleared."""
+    done = talk(bench, "the silver\nthe silver\n\n/clear\nthe silver\nstop\nnot read\n", "chat.max_new_tokens=12")
+    assert done.code == 0, done.stderr
+    assert done.stdout.startswith("Loading tiny-trained fp32 eager cpu\nLoaded in ")
+    assert "no chat template: the model continues your text" in done.stdout
+    replies = REPLY.findall(done.stdout)
+    first, second, third = (int(prompt) for _, prompt, _ in replies)
+    assert first == third == 2 and second > 2 + 12
+    assert [int(tokens) for tokens, _, _ in replies] == [12, 12, 12]
+    texts = [text.strip() for text in re.split(r"\[TTFT[^\]]*\]|short\.\n", done.stdout)[1:4]]
+    assert texts[0] == texts[2] != texts[1]
+    assert "not read" not in done.stdout and "Loading weights" not in done.stderr
+
+
+def test_what_ends_a_reply_is_what_the_authors_say(bench: Any):
+    words = json.loads((TINY / "config.json").read_text())["vocab_size"]
+    folder(bench.cwd / "all", eos_token_id=list(range(words)))
+    done = talk(bench, "the silver", "model=./all", "warmup=0", f"python={sys.executable}")
+    assert done.code == 0, done.stderr
+    assert [match[:2] for match in REPLY.findall(done.stdout)] == [("1", "2")]
+
+
+def test_sampling_draws_the_same_again(bench: Any):
+    folder(bench.cwd / "warm", temperature=0.7, top_k=20)
+    first, second, other = (
+        talk(bench, "the silver\nwhere", "model=./warm", "decoding=sample", "chat.max_new_tokens=20", f"seed={seed}")
+        for seed in (1, 1, 2)
+    )
+    texts = [REPLY.sub("", done.stdout) for done in (first, second, other)]
+    assert first.code == 0, first.stderr
+    assert texts[0].split("short.")[1] == texts[1].split("short.")[1] != texts[2].split("short.")[1]
+
+
+def test_control_c_cuts_a_reply_short_and_nothing_else(bench: Any, wait_for: Any):
+    """Between replies it ends the conversation."""
+    shown = bench.cwd / "shown"
+    with shown.open("w") as stdout:
+        process = bench.start("chat", "device=cpu", "precision=fp32", "chat.max_new_tokens=3000", "warmup=0",
+                              stdin=subprocess.PIPE, stdout=stdout)  # fmt: skip
+    for number in (1, 2):
+        wait_for(lambda: "short.\n" in shown.read_text())
+        before = len(shown.read_text())
+        process.stdin.write("the silver\n")
+        process.stdin.flush()
+        wait_for(lambda start=before: len(shown.read_text()) > start + 20)
+        process.send_signal(signal.SIGINT)
+        replies = wait_for(lambda wanted=number: len(found := REPLY.findall(shown.read_text())) == wanted and found)
+        assert replies[-1][2] == ", cut short" and int(replies[-1][0]) < 2900
+    assert int(replies[1][1]) > int(replies[0][0])  # it remembers what it had said
+    process.send_signal(signal.SIGINT)
+    done = bench.end(process)
+    assert (done.code, done.stderr) == (130, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("model=tiny",), "random weights say nothing: weights=real"),
+        (("num_beams=4",), "leave num_beams out"),
+        (("lengths=32/32",), "leave lengths out"),
+        (("engine=static",), "engine=static compiles again"),
+        (("engine=compiled",), "engine=compiled does not stream"),
+        (("world_size=2", "launcher=torchrun"), "one process: launcher=local"),
+        (("chat.template=nowhere",), "chat.template=nowhere cannot be read: No such file"),
+        (("chat.sistem=x",), "unknown key in chat 'sistem'. Did you mean system?"),
+        (("chat.max_new_tokens=0",), "chat.max_new_tokens=0: an integer of at least 1"),
+        (("~chat",), "chat has been removed"),
+        (("-m", "precision=fp32,bf16"), "bench chat talks to one model"),
+    ],
+)
+def test_mistakes_are_one_line(bench: Any, arguments: tuple[str, ...], said: str):
+    done = bench("chat", "device=cpu", *arguments)
+    assert done.code == 2
+    assert said in done.line
+
+
+def test_what_cannot_be_loaded_is_one_line(bench: Any):
+    place = folder(bench.cwd / "mute")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (place / name).unlink()
+    done = talk(bench, "Hello", "model=./mute")
+    assert done.code == 1
+    assert "the tokenizer of mute cannot be loaded" in done.line
+    done = talk(bench, "Hello", "chat.system=Behave")
+    assert done.code == 1
+    assert "chat.system needs a chat template" in done.line
+
+
+def test_a_template_says_what_the_model_reads(talked: Conversation):
+    talked.template = (
+        "{% for m in messages %}{{ m.role }} was {{ m.content }} . {% endfor %}"
+        "{% if add_generation_prompt %}the{% endif %}"
+    )
+    talked.templated, talked.system = True, "old"
+    talked.said = [{"role": "user", "content": "the silver"}]
+    assert talked.ids() == talked.tokenizer("system was old . user was the silver . the")["input_ids"]
+    talked.template = "{{ raise_exception('no system here') }}"
+    with pytest.raises(Unsupported, match="the chat template refuses this conversation: no system here"):
+        talked.say("the silver")
+    assert len(talked.said) == 1  # what failed was not said
+
+
+def test_the_tokenizers_own_template_is_taken(talked: Conversation, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(talked.tokenizer, "chat_template", "{{ messages[0].content }} was", raising=False)
+    again = Conversation(
+        talked.engine, talked.device, talked.loaded, talked.cell, talked.tokenizer, GenerationConfig()
+    )  # fmt: skip
+    again.said = [{"role": "user", "content": "the silver"}]
+    assert again.ids() == talked.tokenizer("the silver was")["input_ids"]
+
+
+def test_tokens_that_begin_a_turn(talked: Conversation):
+    """Baichuan 2 has them in its generation_config.json, and no template."""
+    shipped = GenerationConfig(user_token_id=195, assistant_token_id=196)
+    made = Conversation(
+        talked.engine, talked.device, talked.loaded, talked.cell, talked.tokenizer, shipped, system="old"
+    )  # fmt: skip
+    made.said = [{"role": "user", "content": "silver"}, {"role": "assistant", "content": "was"}]
+    made.said.append({"role": "user", "content": "the"})
+    old, silver, was, the = (talked.tokenizer(word)["input_ids"] for word in ("old", "silver", "was", "the"))
+    assert made.ids() == [*old, 195, *silver, 196, *was, 195, *the, 196]
+
+
+def test_the_oldest_questions_make_room(talked: Conversation, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(talked.loaded.handle.config, "max_position_embeddings", 32)
+    first, second, third = (talked.say(line, most=8) for line in ("the silver", "was the", "where the"))
+    assert [reply.left_out for reply in (first, second, third)] == [0, 0, 1]
+    assert first.prompt_tokens < second.prompt_tokens <= 32 - 8 and third.prompt_tokens <= 32 - 8
+    assert [turn["content"] for turn in talked.said if turn["role"] == "user"] == ["was the", "where the"]
+    assert "1 earlier question left out for want of room" in str(third)
+    with pytest.raises(Unsupported, match=r"\d+ tokens and a reply of 8 exceed the model's 32 positions"):
+        talked.say("the silver " * 20, most=8)
+
+
+def test_sampling_is_the_authors(talked: Conversation):
+    sampled = replace(talked.cell, workload=Generate(1, 16, decoding="sample"))
+    shipped = GenerationConfig(temperature=0.6, top_p=0.9, eos_token_id=[7, 9])
+    made = Conversation(talked.engine, talked.device, talked.loaded, sampled, talked.tokenizer, shipped)
+    assert {"temperature": 0.6, "top_p": 0.9}.items() <= made.settings.items()
+    assert made.settings["eos_token_id"] == [7, 9, 0]  # and those of the configuration and the tokenizer
+    greedy = Conversation(talked.engine, talked.device, talked.loaded, talked.cell, talked.tokenizer, shipped)
+    assert greedy.settings.keys() == {"eos_token_id"}
+
+
+def test_a_reply_in_words():
+    assert str(Reply(5, ())) == "no token after a prompt of 5"
+    assert str(Reply(5, (0.25,))) == "TTFT 250.0 ms, 1 token after a prompt of 5"
+    assert str(Reply(5, (0.25, 0.35, 0.45), cut_short=True)) == (
+        "TTFT 250.0 ms, TPOT 100.0 ms, 10.0 tokens/s, 3 tokens after a prompt of 5, cut short"
+    )
