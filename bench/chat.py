@@ -33,8 +33,17 @@ def main(arguments: Sequence[str]) -> int:
                 f"bench chat does not measure a matrix: leave {key} out (bench chat --help lists its keys)"
             )
     named = any(argument.startswith(("model=", "experiment=")) for argument in arguments)
-    composed = compose.compose([*([] if named else ["model=tiny-trained"]), *arguments], "bench chat")
+    begin = [] if named else ["model=tiny-trained"]
+    composed = compose.compose([*begin, *(_quoted(argument) for argument in arguments)], "bench chat")
     return _talk(composed[0]) if composed else 0
+
+
+def _quoted(argument: str) -> str:
+    """A sentence is no list, whatever commas it has."""
+    key, equals, value = argument.partition("=")
+    if key not in ("chat.system", "chat.template") or not equals or value == "null" or value[:1] in ("'", '"'):
+        return argument
+    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
 
 
 def _talk(requests: Sequence[Request]) -> NoReturn:

@@ -162,6 +162,7 @@ class Conversation:
 
     def warm_up(self) -> None:
         """The first call compiles and allocates, which no reply should contain."""
+        print("Warming up", flush=True)
         with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
             self.say("Hello", most=8)
         self.clear()
@@ -179,14 +180,17 @@ class Conversation:
 
         self.said.append({"role": "user", "content": line})
         try:
-            ids, left_out = self._fitting(most or self.work.output_tokens)
+            ids, left_out = self._fitting()
             inputs = torch.tensor([ids], device=self.loaded.handle.device)
-            work = self.work if most is None else Generate(1, most, decoding=self.work.decoding)
             with _interruptible() as interrupted:
                 printer = _printer(self.tokenizer)
+
+                def enough() -> bool:
+                    return bool(interrupted()) or len(printer.times_s) == most
+
                 self.engine.reply(
-                    self.loaded, {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}, work, self.settings,
-                    streamer=printer, stopping_criteria=[stop_when(interrupted)],
+                    self.loaded, {"input_ids": inputs, "attention_mask": torch.ones_like(inputs)}, self.work,
+                    self.settings, streamer=printer, stopping_criteria=[stop_when(enough)],
                 )  # fmt: skip
         except BaseException as error:
             self.said.pop()
@@ -196,9 +200,10 @@ class Conversation:
         self.said.append({"role": "assistant", "content": "".join(printer.text)})
         return Reply(len(ids), tuple(printer.times_s), left_out, interrupted())
 
-    def _fitting(self, most: int) -> tuple[list[int], int]:
+    def _fitting(self) -> tuple[list[int], int]:
         """Ids of as much of the conversation as the model has positions for, and how many questions that leaves out."""
         room = getattr(self.loaded.handle.config, "max_position_embeddings", None)
+        most = self.work.output_tokens
         left_out = 0
         while True:
             ids = self.ids()

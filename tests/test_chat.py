@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 from transformers import GenerationConfig
 
-from bench import conversation
+from bench import chat, compose, conversation
 from bench.cell import Cell, Choice, Generate
 from bench.conversation import Conversation, Reply
+from bench.engines.compiled import Compiled
 from bench.errors import Unsupported
 from bench.models.spec import Model
 
@@ -64,6 +65,7 @@ def test_a_conversation(bench: Any):
     assert done.code == 0, done.stderr
     assert done.stdout.startswith("Loading tiny-trained fp32 eager cpu\nLoaded in ")
     assert "no chat template: the model continues your text" in done.stdout
+    assert "\nWarming up\n" in done.stdout
     replies = REPLY.findall(done.stdout)
     first, second, third = (int(prompt) for _, prompt, _ in replies)
     assert first == third == 2 and second > 2 + 12
@@ -71,6 +73,39 @@ def test_a_conversation(bench: Any):
     texts = [text.strip() for text in re.split(r"\[TTFT[^\]]*\]|short\.\n", done.stdout)[1:4]]
     assert texts[0] == texts[2] != texts[1]
     assert "not read" not in done.stdout and "Loading weights" not in done.stderr
+
+
+def test_the_compiled_engine_says_the_same(bench: Any):
+    """And its caches are made once, for a long conversation."""
+    said = "the silver\nwhere is the\n"
+    done = [
+        talk(bench, said, "chat.max_new_tokens=20", *engine)
+        for engine in ((), ("engine=compiled", "engine.compile=false"))
+    ]
+    assert [each.code for each in done] == [0, 0], done[1].stderr
+    replies = [re.sub(r"TTFT.*tokens/s, ", "", each.stdout).split("short.")[1] for each in done]
+    assert replies[0] == replies[1] and replies[0].count("[20 tokens") == 2
+
+
+def test_the_compiled_engine_ends_where_it_is_told(talked: Conversation, monkeypatch: pytest.MonkeyPatch):
+    engine = Compiled(compile=False)
+    monkeypatch.setattr(talked, "engine", engine)
+    engine.begin(talked.loaded, talked.cell)
+    free = talked.say("the silver")
+    assert len(free.times_s) == 16
+    token = talked.tokenizer(talked.said[1]["content"])["input_ids"][3]
+    talked.clear()
+    assert len(talked.say("the silver", most=5).times_s) == 5
+    decoder = talked.loaded.kept["decoder"]
+    talked.clear()
+    talked.say("was the")
+    assert talked.loaded.kept["decoder"] is decoder
+    talked.clear()
+    monkeypatch.setitem(talked.settings, "eos_token_id", [token])
+    assert 0 < len(talked.say("the silver").times_s) < 16
+    monkeypatch.setitem(talked.settings, "repetition_penalty", 1.1)
+    with pytest.raises(Unsupported, match="engine=compiled has no repetition_penalty"):
+        talked.say("the silver")
 
 
 def test_what_ends_a_reply_is_what_the_authors_say(bench: Any):
@@ -120,7 +155,6 @@ def test_control_c_cuts_a_reply_short_and_nothing_else(bench: Any, wait_for: Any
         (("num_beams=4",), "leave num_beams out"),
         (("lengths=32/32",), "leave lengths out"),
         (("engine=static",), "engine=static compiles again"),
-        (("engine=compiled",), "engine=compiled does not stream"),
         (("world_size=2", "launcher=torchrun"), "one process: launcher=local"),
         (("chat.template=nowhere",), "chat.template=nowhere cannot be read: No such file"),
         (("chat.sistem=x",), "unknown key in chat 'sistem'. Did you mean system?"),
@@ -145,6 +179,16 @@ def test_what_cannot_be_loaded_is_one_line(bench: Any):
     done = talk(bench, "Hello", "chat.system=Behave")
     assert done.code == 1
     assert "chat.system needs a chat template" in done.line
+
+
+@pytest.mark.parametrize(
+    ("typed", "system"),
+    [("Ann's helper, {be} brief: [yes]?", None), ("'a, b'", "a, b"), ("null", ""), ("one", None), ('"x"', "x")],
+)
+def test_a_sentence_needs_no_quotes(typed: str, system: str | None):
+    composed = compose.compose([chat._quoted(f"chat.system={typed}")], "bench chat")
+    assert composed is not None
+    assert composed[0][0].chat.system == (typed if system is None else system or None)
 
 
 def test_a_template_says_what_the_model_reads(talked: Conversation):
@@ -183,13 +227,13 @@ def test_tokens_that_begin_a_turn(talked: Conversation):
 
 
 def test_the_oldest_questions_make_room(talked: Conversation, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(talked.loaded.handle.config, "max_position_embeddings", 32)
+    monkeypatch.setattr(talked.loaded.handle.config, "max_position_embeddings", 40)
     first, second, third = (talked.say(line, most=8) for line in ("the silver", "was the", "where the"))
     assert [reply.left_out for reply in (first, second, third)] == [0, 0, 1]
-    assert first.prompt_tokens < second.prompt_tokens <= 32 - 8 and third.prompt_tokens <= 32 - 8
+    assert first.prompt_tokens < second.prompt_tokens <= 40 - 16 and third.prompt_tokens <= 40 - 16
     assert [turn["content"] for turn in talked.said if turn["role"] == "user"] == ["was the", "where the"]
     assert "1 earlier question left out for want of room" in str(third)
-    with pytest.raises(Unsupported, match=r"\d+ tokens and a reply of 8 exceed the model's 32 positions"):
+    with pytest.raises(Unsupported, match=r"\d+ tokens and a reply of 16 exceed the model's 40 positions"):
         talked.say("the silver " * 20, most=8)
 
 

@@ -6,6 +6,7 @@ bookkeeping) is one compiled graph whose tensors stay where they are. See `bench
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from .static import compiled_graphs
 
 if TYPE_CHECKING:
     from ..compiled.step import Decoder
+
+CONVERSATION = 4096
+"""Positions that a conversation gets at first; a longer one gets more, and is compiled again."""
 
 LEAST_TRANSFORMERS = 5
 """Release whose caches are made of layers and whose attention can be chosen by name."""
@@ -47,10 +51,6 @@ class Compiled(Eager):
         """Unless told not to."""
         return self.compile
 
-    def no_chat(self) -> str | None:
-        """Its loop has no streamer."""
-        return "engine=compiled does not stream: use engine=eager with bench chat"
-
     def imports(self) -> None:
         """torch and transformers; compiled code is kept in bench's cache, because /tmp does not outlive a reboot."""
         for name, kind in (("TORCHINDUCTOR_CACHE_DIR", "inductor"), ("TRITON_CACHE_DIR", "triton")):
@@ -69,23 +69,29 @@ class Compiled(Eager):
 
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """Make the cell's graph and caches, unless those of the cell before have room for it."""
+        work = cell.workload
+        if not isinstance(work, Generate):
+            return  # an evaluation calls the model itself
+        loaded.kept["device"] = devices.get(cell.device.name)(**cell.device.kwargs)
+        self._decoder(loaded, work.batch_size, work.input_tokens, self.generation_config(loaded, work))
+
+    def _decoder(self, loaded: Loaded, batch: int, prompt: int, config: Any, repeats: bool = True) -> Decoder:
+        """The one that is kept, if it has room."""
         import torch
 
         from ..compiled import step
 
-        work = cell.workload
-        if not isinstance(work, Generate):
-            return  # an evaluation calls the model itself
-        config = self.generation_config(loaded, work)
-        shape = step.Shape.of(work.batch_size, work.input_tokens, config)
+        shape = step.Shape.of(batch, prompt, config)
         kept: Decoder | None = loaded.kept.get("decoder")
-        if kept is not None and kept.shape == shape:
-            return
-        loaded.kept.clear()
-        torch.compiler.reset()
-        device = devices.get(cell.device.name)(**cell.device.kwargs)
-        options = self._options(device) if self.compile else None
-        loaded.kept["decoder"] = step.Decoder(loaded.handle, shape, config, options, device)
+        if kept is None or kept.shape != shape:
+            device = loaded.kept["device"]
+            loaded.kept.pop("decoder", None)
+            del kept  # its caches make room
+            torch.compiler.reset()
+            options = self._options(device) if self.compile else None
+            kept = step.Decoder(loaded.handle, shape, config, options, device, repeats)
+            loaded.kept["decoder"] = kept
+        return kept
 
     def _options(self, device: Device) -> dict[str, Any]:
         """Settings of Inductor."""
@@ -116,17 +122,46 @@ class Compiled(Eager):
         self, loaded: Loaded, inputs: Any, work: Generate, on_step: Callable[[], None], check_finite: bool = False
     ) -> Any:
         """One pass of the loop; returns the ids, shape [batch_size, input_tokens + output_tokens]."""
-        import torch
-
         decoder: Decoder = loaded.kept["decoder"]
-        try:
-            with torch.inference_mode():
-                output = decoder.generate(inputs, None, work.output_tokens, on_step)
-        except torch._dynamo.exc.Unsupported as error:
-            reason = next(line for line in str(error).splitlines() if line.strip())
-            raise Unsupported(
-                f"torch.compile cannot trace {type(loaded.handle).__name__}: {reason}: use engine=eager"
-            ) from error
+        output = _traced(loaded, lambda: decoder.generate(inputs, None, work.output_tokens, on_step))
         if check_finite and not bool(decoder.choice.finite):
             raise NonFinite(NOT_FINITE)
         return output
+
+    def reply(self, loaded: Loaded, inputs: Any, work: Generate, settings: dict[str, Any], **observers: Any) -> None:
+        """Through the same loop, with room for a long conversation, so that it compiles once."""
+        config = self.generation_config(loaded, work)
+        config.update(**{"min_new_tokens": None, **settings})
+        unknown = [name for name in ("repetition_penalty", "typical_p") if settings.get(name, 1.0) != 1.0]
+        if unknown:
+            raise Unsupported(f"engine=compiled has no {unknown[0]}, with which the model samples: use engine=eager")
+        ids, streamer = inputs["input_ids"], observers["streamer"]
+        decoder = self._decoder(loaded, 1, max(ids.shape[1], CONVERSATION), config, repeats=False)
+        streamer.put(ids.cpu())
+
+        def on_step() -> None:
+            streamer.put(decoder.choice.tokens[0].cpu())
+            if any(bool(ask(ids, None)) for ask in observers["stopping_criteria"]):
+                raise _Enough
+
+        with contextlib.suppress(_Enough):
+            _traced(loaded, lambda: decoder.generate(ids, None, work.output_tokens, on_step))
+        streamer.end()
+
+
+class _Enough(Exception):
+    """A reply has been cut short."""
+
+
+def _traced(loaded: Loaded, work: Callable[[], Any]) -> Any:
+    """What `work` returns. Raises Unsupported where torch.compile cannot trace the model."""
+    import torch
+
+    try:
+        with torch.inference_mode():
+            return work()
+    except torch._dynamo.exc.Unsupported as error:
+        reason = next(line for line in str(error).splitlines() if line.strip())
+        raise Unsupported(
+            f"torch.compile cannot trace {type(loaded.handle).__name__}: {reason}: use engine=eager"
+        ) from error
