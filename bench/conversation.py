@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,6 +128,8 @@ class Conversation:
         device: Device = devices.get(cell.device.name)(**cell.device.kwargs)
         engine: Engine = engines.get(cell.engine.name)(**cell.engine.kwargs)
         print(f"Loading {cell.model.name} {cell.precision} {cell.engine} {cell.device}", flush=True)
+        if not sys.warnoptions:
+            warnings.simplefilter("ignore")  # libraries warn their developers
         try:
             engine.imports()
             reason = device.unavailable()

@@ -17,6 +17,7 @@ import pytest
 from bench.stacks import executable
 
 from .conftest import ROOT, Bench
+from .test_chat import REPLY
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(3600)]
 
@@ -114,6 +115,23 @@ def test_saved_weights_give_the_same_tokens(bench: Bench, stack: str):
     (bench.cwd / "out").rename(bench.cwd / "cold")
     warm = measured(bench, "-m", f"engine=eager,{engine}", *work)
     assert [row["output_hash"] for row in warm] == [row["output_hash"] for row in cold]
+
+
+def test_chat(bench: Bench, stack: str):
+    """As in ipex-llm's tutorials: a conversation in the format that the stack is for."""
+    of_stack = {
+        "ipex-2.8": ("engine=ipex", "precision=bf16"),
+        "ipex-llm-2.2": ("engine=ipex_llm", "precision=sym_int8"),
+    }
+    for decoding in ("greedy", "sample"):
+        process = bench.start("chat", f"stack={stack}", "device=cpu", "chat.max_new_tokens=16", f"decoding={decoding}",
+                              *of_stack[stack], stdin=subprocess.PIPE)  # fmt: skip
+        assert process.stdin
+        process.stdin.write("the silver\nwhere was the\nstop\n")
+        process.stdin.flush()
+        done = bench.end(process, seconds=300)
+        assert done.code == 0, done.stderr
+        assert [int(tokens) for tokens, _, _ in REPLY.findall(done.stdout)] == [16, 16]
 
 
 def test_side_by_side_with_the_current_stack(bench: Bench, stack: str):
