@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -43,7 +44,8 @@ def _quoted(argument: str) -> str:
     key, equals, value = argument.partition("=")
     if key not in ("chat.system", "chat.template") or not equals or value == "null" or value[:1] in ("'", '"'):
         return argument
-    return f"{key}='{value.replace(chr(39), chr(92) + chr(39))}'"
+    escaped = value.replace("'", r"\'")
+    return f"{key}='{escaped}'"
 
 
 def _talk(requests: Sequence[Request]) -> NoReturn:
@@ -65,7 +67,9 @@ def _talk(requests: Sequence[Request]) -> NoReturn:
         reason = "bench chat runs in one process: launcher=local world_size=1"
     if reason:
         raise ConfigError(reason)
-    task = json.dumps({"cell": cell.to_json(), "chat": dataclasses.asdict(request.chat), "warmup": cell.warmup > 0})
-    argv = module_argv(cell.python, "bench.conversation", task)
+    task = {"cell": cell.to_json(), "chat": dataclasses.asdict(request.chat), "warmup": cell.warmup > 0}
+    with tempfile.NamedTemporaryFile("w", suffix=".json", delete=False) as file:
+        json.dump(task, file)
+    argv = module_argv(cell.python, "bench.conversation", file.name)
     sys.stdout.flush()
     os.execve(argv[0], argv, {**os.environ, **variables(cell)})

@@ -32,8 +32,10 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_p
 
 
 def main(argv: list[str]) -> int:
-    """Hold the conversation that `argv[0]` describes, as JSON. Returns 1 when the model or a reply has failed."""
-    task = json.loads(argv[0])
+    """Hold the conversation that the file `argv[0]` describes, which is removed. Returns 1 when something failed."""
+    place = Path(argv[0])
+    task = json.loads(place.read_text())
+    place.unlink()
     cell = Cell.from_json(task["cell"])
     try:
         conversation = Conversation.open(cell, task["chat"]["system"], task["chat"]["template"])
@@ -245,7 +247,8 @@ class Conversation:
 def _settings(shipped: Any, config: Any, tokenizer: Any, sampled: bool) -> dict[str, Any]:
     """What `generate` is told beside the engine's configuration: what ends a reply, and the authors' sampling."""
     ends: list[int] = []
-    for found in (shipped.eos_token_id, config.eos_token_id, tokenizer.eos_token_id):
+    for source in (shipped, config, tokenizer):
+        found = getattr(source, "eos_token_id", None)
         ends += found if isinstance(found, list) else [] if found is None else [found]
     settings: dict[str, Any] = {"eos_token_id": list(dict.fromkeys(ends)) or None}
     if sampled:
@@ -306,9 +309,12 @@ def _quiet() -> None:
         logging.disable_progress_bar()
 
 
-def _explained(error: BaseException, device: Device) -> CellError:
+def _explained(error: Exception, device: Device) -> CellError:
+    """What the user can act on. Anything else is a bug, and raised again."""
     if isinstance(error, CellError):
         return error
+    if isinstance(error, ImportError):
+        return Unsupported(f"{first_line(error)}: install it into the interpreter of bench chat")
     if device.out_of_memory(error):
         return OutOfMemory(f"out of memory: {first_line(error)}")
     raise error
