@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -131,13 +132,15 @@ class Conversation:
         engine: Engine = engines.get(cell.engine.name)(**cell.engine.kwargs)
         print(f"Loading {cell.model.name} {cell.precision} {cell.engine} {cell.device}", flush=True)
         if not sys.warnoptions:
-            warnings.simplefilter("ignore")  # libraries warn their developers
+            warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)  # libraries advise their developers
         try:
             engine.imports()
             reason = device.unavailable()
             if reason:
                 raise Unsupported(reason)
-            _quiet()
+            if not sys.stderr.isatty():
+                _no_progress_bars()
             engine.prepare(cell)
             watch = Stopwatch()
             loaded = engine.load(cell, device)
@@ -152,7 +155,7 @@ class Conversation:
                 raise
             except Exception as error:  # whatever a tokenizer's files, packages or remote code raise
                 raise Unsupported(
-                    f"the tokenizer of {cell.model.name} cannot be loaded: {first_line(error)}"
+                    f"the tokenizer of {cell.model.name} cannot be loaded: {first_line(error).rstrip(': ')}"
                 ) from error
         except Exception as error:
             raise _explained(error, device) from error
@@ -300,13 +303,11 @@ def _interruptible() -> Iterator[Any]:
         signal.signal(signal.SIGINT, before)
 
 
-def _quiet() -> None:
-    """No advice of transformers between the replies, and no progress bars where nobody looks."""
-    from transformers.utils import logging
+def _no_progress_bars() -> None:
+    """Of loading weights, where nobody looks."""
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
+    disable_progress_bar()
 
 
 def _explained(error: Exception, device: Device) -> CellError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import shutil
 import signal
@@ -49,7 +50,10 @@ def folder(place: Path, **generation: Any) -> Path:
 def opened() -> Conversation:
     model = Model("tiny-trained", source="package", path="models/tiny_trained")
     cell = Cell(model, Generate(1, 16, decoding="greedy"), precision=Choice("fp32"))
-    return Conversation.open(cell, None, None)
+    try:
+        return Conversation.open(cell, None, None)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.fixture
