@@ -210,7 +210,7 @@ def test_from_the_second_step_on_a_step_is_one_launch(refusal: str):
     config = GenerationConfig(max_new_tokens=6, pad_token_id=0, eos_token_id=None, min_new_tokens=6)
     with torch.inference_mode():
         expected = made.generate(input_ids=ids, generation_config=config)
-        decoder = Decoder(made, Shape.of(2, 20, config), config, {}, device)
+        decoder = Decoder(made, Shape.of(2, 20, config), config, {}, device, capture_prompts=True)
         found = [decoder.generate(ids, None, 6, lambda: None) for _ in range(2)]
     assert [each.tolist() for each in found] == 2 * [expected.tolist()]
     assert len(device.launches) == (0 if refusal else 4 + 1 + 5)  # the first prompt and the first step are not
@@ -224,7 +224,7 @@ def test_prompts_of_a_length_that_repeats_are_one_launch(monkeypatch: pytest.Mon
     torch.compiler.reset()
     made, device = model("llama"), Graphs()
     config = GenerationConfig(max_new_tokens=3, pad_token_id=0, eos_token_id=None, min_new_tokens=3)
-    decoder = Decoder(made, Shape.of(2, 20, config), config, {}, device)
+    decoder = Decoder(made, Shape.of(2, 20, config), config, {}, device, capture_prompts=True)
     launches = []
     with torch.inference_mode():
         decoder.generate(prompts(2, False)[0], None, 3, lambda: None)
@@ -242,6 +242,8 @@ def test_prompts_of_a_length_that_repeats_are_one_launch(monkeypatch: pytest.Mon
         decoder.generate(ids[:, :9], None, 3, lambda: None)
     assert launches == [3, 3, 2, 3, 2]  # two steps, and the prompt where its length was the one before
     assert decoder.prompt_length == 20
+    usual = Decoder(made, Shape.of(2, 20, config), config, {}, device)
+    assert not usual.captures
     torch.compiler.reset()
 
 

@@ -78,7 +78,7 @@ class Decoder:
 
     def __init__(
         self, model: Any, shape: Shape, config: GenerationConfig, compile_options: dict[str, Any] | None = None,
-        device: Device | None = None, repeats: bool = True,
+        device: Device | None = None, capture_prompts: bool = False,
     ) -> None:  # fmt: skip
         self.model, self.shape = model, shape
         self.device = device or Device()
@@ -88,8 +88,7 @@ class Decoder:
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
         self.run: Callable[[], object] = self.step
-        self.captures = compile_options is not None and repeats
-        """Whether prompts are worth capturing, because their length `repeats`."""
+        self.captures = compile_options is not None and capture_prompts
         self.prompt: Callable[[], None] | None = None
         self.prompt_length = 0
         if compile_options is not None:

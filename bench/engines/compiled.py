@@ -38,6 +38,8 @@ class Compiled(Eager):
 
     compile: bool = True
     """Whether the step is compiled; without, the same loop runs eagerly."""
+    capture_prompts: bool = False
+    """Fill prompts of a length that repeats in one launch. Not yet compared with `generate` on a device."""
 
     def unsupported(self, cell: Cell) -> str | None:
         """What the loop does not do."""
@@ -73,9 +75,10 @@ class Compiled(Eager):
         if not isinstance(work, Generate):
             return  # an evaluation calls the model itself
         loaded.kept["device"] = devices.get(cell.device.name)(**cell.device.kwargs)
-        self._decoder(loaded, work.batch_size, work.input_tokens, self.generation_config(loaded, work))
+        config = self.generation_config(loaded, work)
+        self._decoder(loaded, work.batch_size, work.input_tokens, config, self.capture_prompts)
 
-    def _decoder(self, loaded: Loaded, batch: int, prompt: int, config: Any, repeats: bool = True) -> Decoder:
+    def _decoder(self, loaded: Loaded, batch: int, prompt: int, config: Any, capture_prompts: bool = False) -> Decoder:
         """The one that is kept, if it has room."""
         import torch
 
@@ -89,7 +92,7 @@ class Compiled(Eager):
             del kept  # its caches make room
             torch.compiler.reset()
             options = self._options(device) if self.compile else None
-            kept = step.Decoder(loaded.handle, shape, config, options, device, repeats)
+            kept = step.Decoder(loaded.handle, shape, config, options, device, capture_prompts)
             loaded.kept["decoder"] = kept
         return kept
 
@@ -136,7 +139,7 @@ class Compiled(Eager):
         if unknown:
             raise Unsupported(f"engine=compiled has no {unknown[0]}, with which the model samples: use engine=eager")
         ids, streamer = inputs["input_ids"], observers["streamer"]
-        decoder = self._decoder(loaded, 1, max(ids.shape[1], CONVERSATION), config, repeats=False)
+        decoder = self._decoder(loaded, 1, max(ids.shape[1], CONVERSATION), config)
         streamer.put(ids.cpu())
 
         def on_step() -> None:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import GenerationConfig
 
-from bench.compiled.step import Decoder, Shape
+from bench.compiled.step import Decoder, Shape, _positions
 from bench.devices import devices
 from bench.engines.compiled import Compiled
-from tests.test_compiled import FAMILIES, FOLDED, folded, model, prompts
+from tests.test_compiled import FAMILIES, FOLDED, VOCABULARY, folded, model, prompts
 
 KIND = torch.accelerator.current_accelerator()
 COMPILED = {"llama", "qwen3", "opt", "gptj"}
@@ -91,6 +91,62 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
         assert not decoder.noticed
         assert found.tolist() == expected.tolist(), (batch, beams)
         torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("family", sorted(COMPILED))
+def test_captured_prompts_give_the_tokens_of_generate(kind: str, family: str):
+    """Prompts without padding, as bench run has them: filled by launches, then by one, with other ids each time."""
+    device = devices.get(kind)()
+    made = model(family).to(kind)
+    for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
+        torch.compiler.reset()
+        config = GenerationConfig(max_new_tokens=14, num_beams=beams, pad_token_id=0)
+        options = Compiled()._options(device)
+        decoder = Decoder(made, Shape.of(batch, 20, config), config, options, device, capture_prompts=True)
+        with torch.inference_mode():
+            for seed in range(4):
+                torch.manual_seed(seed)
+                ids = torch.randint(3, VOCABULARY, (batch, 20), device=kind)
+                expected = made.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config
+                )  # fmt: skip
+                found = decoder.generate(ids, None, 14, lambda: None)
+                assert found.tolist() == expected.tolist(), (batch, beams, seed)
+        if family == "gptj":  # copies its table of positions from the host in each call
+            (said,) = decoder.noticed
+            assert decoder.prompt is None and said.startswith("filling the prompt could not be captured")
+        else:
+            assert decoder.prompt is not None and not decoder.noticed
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_captured_prompts_leave_the_same_cache(kind: str, dtype: torch.dtype):
+    """Logits, keys and values of a prompt that is filled by one launch are those of the same prompt's launches."""
+    torch.compiler.reset()
+    device = devices.get(kind)()
+    made = model("llama").to(kind, dtype)
+    config = GenerationConfig(max_new_tokens=4, pad_token_id=0)
+    options = Compiled()._options(device)
+    decoder = Decoder(made, Shape.of(2, 20, config), config, options, device, capture_prompts=True)
+    ids = prompts(2, False)[0].to(kind)
+    with torch.inference_mode():
+        decoder.generate(ids.flip(1), None, 4, lambda: None)
+        assert decoder.prompt is not None
+        left = []
+        for fill in (decoder._fill, lambda ids, mask: decoder.cache.fill(ids, mask, _positions(ids, mask))):
+            for layer in decoder.cache.layers:
+                layer.prompt_keys.zero_()
+                layer.prompt_values.zero_()
+            logits = fill(ids, None).clone()
+            left.append([logits, *(part.clone() for layer in decoder.cache.layers
+                                   for part in (layer.prompt_keys, layer.prompt_values))])  # fmt: skip
+    for captured, launched in zip(*left, strict=True):
+        assert float(launched.abs().max()) > 0
+        torch.testing.assert_close(captured, launched, atol=2e-3 if dtype == torch.float16 else 1e-6, rtol=0)
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
