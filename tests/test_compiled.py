@@ -190,10 +190,12 @@ class Graphs(Cpu):
         super().__init__()
         object.__setattr__(self, "refusal", refusal)
         object.__setattr__(self, "launches", [])
+        object.__setattr__(self, "captured", [])
 
     def capture(self, work: Any) -> Any:
         if self.refusal:
             raise RuntimeError(self.refusal)
+        self.captured.append(getattr(work, "__qualname__", "step"))
 
         def replay() -> None:
             self.launches.append(1)
@@ -213,35 +215,34 @@ def test_from_the_second_step_on_a_step_is_one_launch(refusal: str):
         decoder = Decoder(made, Shape.of(2, 20, config), config, {}, device, capture_prompts=True)
         found = [decoder.generate(ids, None, 6, lambda: None) for _ in range(2)]
     assert [each.tolist() for each in found] == 2 * [expected.tolist()]
-    assert len(device.launches) == (0 if refusal else 4 + 1 + 5)  # the first prompt and the first step are not
+    assert len(device.launches) == (0 if refusal else 1 + 4 + 1 + 5)  # the first step is not
     why = "could not be captured (operation not permitted when stream is capturing): the host launches its kernels"
-    said = tuple(f"{what} {why} one by one" for what in ("the step", "filling the prompt"))
+    said = tuple(f"{what} {why} one by one" for what in ("filling the prompt", "the step"))
     assert decoder.noticed == (said if refusal else ())
     torch.compiler.reset()
 
 
-def test_prompts_of_a_length_that_repeats_are_one_launch(monkeypatch: pytest.MonkeyPatch):
+def test_prompts_are_one_launch(monkeypatch: pytest.MonkeyPatch):
     torch.compiler.reset()
     made, device = model("llama"), Graphs()
     config = GenerationConfig(max_new_tokens=3, pad_token_id=0, eos_token_id=None, min_new_tokens=3)
     decoder = Decoder(made, Shape.of(2, 20, config), config, {}, device, capture_prompts=True)
-    launches = []
     with torch.inference_mode():
-        decoder.generate(prompts(2, False)[0], None, 3, lambda: None)
         for seed, length in enumerate((20, 20, 9, 9, 20)):
             torch.manual_seed(seed)
             ids = torch.randint(3, VOCABULARY, (2, length))
             before = len(device.launches)
             found = decoder.generate(ids, None, 3, lambda: None)
             assert found.tolist() == made.generate(input_ids=ids, generation_config=config).tolist()
-            launches.append(len(device.launches) - before)
+            assert len(device.launches) - before == (2 if seed == 0 else 3)  # the first step of all is none
+        assert sum("_capture_prompt" in name for name in device.captured) == 3  # each time the length is another
+        before = len(device.launches)
         padded, mask = prompts(2, True)
         expected = made.generate(input_ids=padded, attention_mask=mask, generation_config=config)
         assert decoder.generate(padded, mask, 3, lambda: None).tolist() == expected.tolist()
         monkeypatch.setattr(step, "CAPTURED", 2 * 9 - 1)
         decoder.generate(ids[:, :9], None, 3, lambda: None)
-    assert launches == [3, 3, 2, 3, 2]  # two steps, and the prompt where its length was the one before
-    assert decoder.prompt_length == 20
+    assert len(device.launches) - before == 2 * 2  # neither with a mask nor with too many tokens
     usual = Decoder(made, Shape.of(2, 20, config), config, {}, device)
     assert not usual.captures
     torch.compiler.reset()

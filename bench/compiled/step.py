@@ -139,26 +139,27 @@ class Decoder:
                 made += 1
         finally:
             self.cache.decoding(False)
-        tokens = torch.cat([ids, choice.result(made)], dim=1)
-        if mask is None and self.captures and self.prompt_length != ids.shape[1] and ids.numel() <= CAPTURED:
-            self._capture_prompt(ids)
-        return tokens
+        return torch.cat([ids, choice.result(made)], dim=1)
 
     def _fill(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Put the prompts into the cache; returns the logits of their last positions, [batch, vocabulary]."""
-        if mask is None and self.prompt is not None and self.prompt_length == ids.shape[1]:
-            self.prompt_ids.copy_(ids)
-            self.prompt()
-            return self.logits
+        if mask is None and self.captures and ids.numel() <= CAPTURED:
+            if self.prompt_length != ids.shape[1]:
+                self._capture_prompt(ids)
+            if self.prompt is not None:
+                self.prompt_ids.copy_(ids)
+                self.prompt()
+                return self.logits
         return self.cache.fill(ids, mask, _positions(ids, mask))
 
     def _capture_prompt(self, ids: torch.Tensor) -> None:
-        """The next prompts of this length are one launch."""
+        """Prompts of this length are one launch."""
         self.prompt, self.prompt_length, self.prompt_ids = None, ids.shape[1], ids.clone()
 
         def work() -> None:
             self.logits = self.cache.fill(self.prompt_ids, None, _positions(self.prompt_ids, None))
 
+        work()  # what libraries set up when they are first called, a capture cannot hold
         self.device.release_memory()  # what a graph needs is memory of its own
         self.prompt = self._capture("filling the prompt", work)
 

@@ -9,16 +9,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from bench.compiled.step import Decoder, Shape, _positions
 from bench.devices import devices
 from bench.engines.compiled import Compiled
+from bench.models.build import RELEASE
 from tests.test_compiled import FAMILIES, FOLDED, VOCABULARY, folded, model, prompts
 
 KIND = torch.accelerator.current_accelerator()
 COMPILED = {"llama", "qwen3", "opt", "gptj"}
 """Families that are compiled here: it takes half a minute each."""
+MASKS_FROM_HOST = RELEASE < (5, 21)
+"""transformers before it copies a number from the host for the mask of attention without SDPA, which no graph holds."""
 FOUND = KIND.type if KIND is not None and torch.accelerator.device_count() > 0 else "no accelerator"
 
 
@@ -96,7 +99,7 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
 @pytest.mark.parametrize("family", sorted(COMPILED))
 def test_captured_prompts_give_the_tokens_of_generate(kind: str, family: str):
-    """Prompts without padding, as bench run has them: filled by launches, then by one, with other ids each time."""
+    """Prompts without padding, as bench run has them: filled by one launch, with other ids each time."""
     device = devices.get(kind)()
     made = model(family).to(kind)
     for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
@@ -113,7 +116,7 @@ def test_captured_prompts_give_the_tokens_of_generate(kind: str, family: str):
                 )  # fmt: skip
                 found = decoder.generate(ids, None, 14, lambda: None)
                 assert found.tolist() == expected.tolist(), (batch, beams, seed)
-        if family == "gptj":  # copies its table of positions from the host in each call
+        if family == "gptj" and MASKS_FROM_HOST:
             (said,) = decoder.noticed
             assert decoder.prompt is None and said.startswith("filling the prompt could not be captured")
         else:
@@ -147,6 +150,33 @@ def test_captured_prompts_leave_the_same_cache(kind: str, dtype: torch.dtype):
         assert float(launched.abs().max()) > 0
         torch.testing.assert_close(captured, launched, atol=2e-3 if dtype == torch.float16 else 1e-6, rtol=0)
     torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+def test_captured_prompts_are_as_exact_at_real_sizes(kind: str):
+    """Libraries may take other kernels within a capture: fp16 results may differ in the last bits, no more."""
+    device = devices.get(kind)()
+    config = LlamaConfig(
+        hidden_size=4096, intermediate_size=11008, num_hidden_layers=2, num_attention_heads=32, vocab_size=8000
+    )  # fmt: skip
+    torch.manual_seed(0)
+    with torch.device(kind):
+        exact = LlamaForCausalLM(config).eval()
+        ids = torch.randint(3, 8000, (1, 1024))
+    with torch.inference_mode():
+        expected = exact(input_ids=ids, logits_to_keep=1).logits[:, -1]
+        made = exact.half()
+        wanted = GenerationConfig(max_new_tokens=4, pad_token_id=0)
+        errors = []
+        for captures in (False, True):
+            decoder = Decoder(made, Shape.of(1, 1024, wanted), wanted, None, device)
+            decoder.captures = captures
+            found = decoder._fill(ids, None)
+            assert (decoder.prompt is not None) == captures
+            errors.append(float((found - expected).norm() / expected.norm()))
+    launched, captured = errors
+    assert 0 < launched < 0.01
+    assert captured < 1.2 * launched
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
