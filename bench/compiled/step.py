@@ -143,23 +143,27 @@ class Decoder:
 
     def _fill(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Put the prompts into the cache; returns the logits of their last positions, [batch, vocabulary]."""
-        if mask is None and self.captures and ids.numel() <= CAPTURED:
-            if self.prompt_length != ids.shape[1]:
-                self._capture_prompt(ids)
+        known = self.prompt_length == ids.shape[1]
+        one = mask is None and self.captures and ids.numel() <= CAPTURED
+        if one and known and self.prompt is not None:
+            self.prompt_ids.copy_(ids)
+            self.prompt()
+            return self.logits
+        logits = self.cache.fill(ids, mask, _positions(ids, mask))
+        if one and not known:  # after the first call, when libraries have set up what a capture cannot hold
+            self._capture_prompt(ids)
             if self.prompt is not None:
-                self.prompt_ids.copy_(ids)
-                self.prompt()
+                self.prompt()  # may have other kernels, and all iterations of a cell should have the same
                 return self.logits
-        return self.cache.fill(ids, mask, _positions(ids, mask))
+        return logits
 
     def _capture_prompt(self, ids: torch.Tensor) -> None:
-        """Prompts of this length are one launch."""
+        """Make filling prompts of this length one launch."""
         self.prompt, self.prompt_length, self.prompt_ids = None, ids.shape[1], ids.clone()
 
         def work() -> None:
             self.logits = self.cache.fill(self.prompt_ids, None, _positions(self.prompt_ids, None))
 
-        work()  # what libraries set up when they are first called, a capture cannot hold
         self.device.release_memory()  # what a graph needs is memory of its own
         self.prompt = self._capture("filling the prompt", work)
 

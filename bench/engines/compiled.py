@@ -38,8 +38,8 @@ class Compiled(Eager):
 
     compile: bool = True
     """Whether the step is compiled; without, the same loop runs eagerly."""
-    capture_prompts: bool = False
-    """Fill prompts of a length that repeats in one launch. Not yet compared with `generate` on a device."""
+    capture_prompts: bool = True
+    """Whether filling a prompt of up to `compiled.step.CAPTURED` tokens is one launch, too."""
 
     def unsupported(self, cell: Cell) -> str | None:
         """What the loop does not do."""
