@@ -89,6 +89,7 @@ def measure(
         iterations = [once() for _ in range(cell.iterations)]
         busy, own = load.cores()
         used, reserved = device.peak_memory()
+        used = max(used, device.memory_in_use() + engine.unseen_memory(loaded))
     if not warmups:
         once(check_finite=True)
     return Samples(

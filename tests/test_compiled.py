@@ -191,11 +191,25 @@ class Graphs(Cpu):
         object.__setattr__(self, "refusal", refusal)
         object.__setattr__(self, "launches", [])
         object.__setattr__(self, "captured", [])
+        object.__setattr__(self, "allocated", {"now": 100.0, "peak": 100.0})
+
+    def has_graphs(self) -> bool:
+        return True
+
+    def reset_peak_memory(self) -> None:
+        self.allocated["peak"] = self.allocated["now"]
+
+    def memory_in_use(self) -> float:
+        return self.allocated["now"]
+
+    def peak_memory(self) -> tuple[float, float]:
+        return self.allocated["peak"], 1000.0
 
     def capture(self, work: Any) -> Any:
         if self.refusal:
             raise RuntimeError(self.refusal)
         self.captured.append(getattr(work, "__qualname__", "step"))
+        self.allocated["peak"] = max(self.allocated["peak"], self.allocated["now"] + 42)  # while it is captured
 
         def replay() -> None:
             self.launches.append(1)
@@ -243,8 +257,9 @@ def test_prompts_are_one_launch(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(step, "CAPTURED", 2 * 9 - 1)
         decoder.generate(ids[:, :9], None, 3, lambda: None)
     assert len(device.launches) - before == 2 * 2  # neither with a mask nor with too many tokens
-    usual = Decoder(made, Shape.of(2, 20, config), config, {}, device)
-    assert not usual.captures
+    assert decoder.unseen_memory == 42
+    for usual in ((device, False), (Cpu(), True)):
+        assert not Decoder(made, Shape.of(2, 20, config), config, {}, *usual).captures
     torch.compiler.reset()
 
 

@@ -69,6 +69,16 @@ def test_iterations_warmups_and_phases(make: Any):
     assert (samples.peak_memory_bytes, samples.peak_reserved_bytes) == (2.0**30, 2.0**31)
 
 
+def test_memory_that_the_peak_does_not_show(make: Any, monkeypatch: pytest.MonkeyPatch):
+    engine = Engine(FakeDevice())
+    monkeypatch.setattr(engine, "unseen_memory", lambda loaded: 2.0**30, raising=False)
+    monkeypatch.setattr(FakeDevice, "memory_in_use", lambda self: 2.0**20)
+    samples, _ = run(make, engine)
+    assert samples.peak_memory_bytes == 2.0**30 + 2.0**20
+    monkeypatch.setattr(FakeDevice, "memory_in_use", lambda self: -1.0)
+    assert run(make, engine)[0].peak_memory_bytes == 2.0**30
+
+
 def test_without_warmup_the_scores_are_checked_at_the_end(make: Any):
     engine = Engine(FakeDevice())
     samples, _ = run(make, engine, warmup=0)

@@ -75,6 +75,8 @@ class Decoder:
 
     noticed: tuple[str, ...] = ()
     """What a record should say of how it runs."""
+    unseen_memory = 0.0
+    """Bytes that filling the captured prompt uses: the allocator counts them when it is captured, and never again."""
 
     def __init__(
         self, model: Any, shape: Shape, config: GenerationConfig, compile_options: dict[str, Any] | None = None,
@@ -88,7 +90,7 @@ class Decoder:
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
         self.run: Callable[[], object] = self.step
-        self.captures = compile_options is not None and capture_prompts
+        self.captures = compile_options is not None and capture_prompts and self.device.has_graphs()
         self.prompt: Callable[[], None] | None = None
         self.prompt_length = 0
         if compile_options is not None:
@@ -165,7 +167,10 @@ class Decoder:
             self.logits = self.cache.fill(self.prompt_ids, None, _positions(self.prompt_ids, None))
 
         self.device.release_memory()  # what a graph needs is memory of its own
+        self.device.reset_peak_memory()
         self.prompt = self._capture("filling the prompt", work)
+        used = self.device.peak_memory()[0] - self.device.memory_in_use()
+        self.unseen_memory = used if self.prompt is not None else 0.0
 
 
 def _positions(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

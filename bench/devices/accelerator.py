@@ -72,6 +72,10 @@ class Accelerator(Device):
         """Allocated and reserved peaks of torch's caching allocator."""
         return (float(self._module.max_memory_allocated()), float(self._module.max_memory_reserved()))
 
+    def memory_in_use(self) -> float:
+        """Allocated by torch's caching allocator."""
+        return float(self._module.memory_allocated())
+
     def release_memory(self) -> None:
         """Empty the caching allocator."""
         self._module.empty_cache()
@@ -83,14 +87,17 @@ class Accelerator(Device):
         properties = self._module.get_device_properties(torch.accelerator.current_device_index())
         return int(properties.multi_processor_count)
 
+    def has_graphs(self) -> bool:
+        """Whether this build of torch has them."""
+        return hasattr(self._module, self.graph)
+
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:
         """By torch's graphs, on a stream of their own, as they want it."""
         import torch
 
-        kind = getattr(self._module, self.graph, None)
-        if kind is None:
+        if not self.has_graphs():
             return None
-        graph, outside = kind(), torch.accelerator.current_stream()
+        graph, outside = getattr(self._module, self.graph)(), torch.accelerator.current_stream()
         self.synchronize()
         torch.accelerator.set_stream(torch.Stream(device=self.torch_type))
         try:

@@ -53,6 +53,10 @@ class Device:
         """Peak since the last reset, bytes: (used, held by the allocator). Unknown is NaN."""
         return (float("nan"), float("nan"))
 
+    def memory_in_use(self) -> float:
+        """What is allocated now, bytes."""
+        return 0.0
+
     def release_memory(self) -> None:
         """Give unused memory back, after a cell that ran out of it."""
 
@@ -66,6 +70,10 @@ class Device:
 
     def launches_early(self) -> bool:
         """Whether a kernel may start before the one in front of it has ended, and wait by itself."""
+        return False
+
+    def has_graphs(self) -> bool:
+        """Whether `capture` gives something."""
         return False
 
     def capture(self, work: Callable[[], None]) -> Callable[[], None] | None:

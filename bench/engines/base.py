@@ -99,6 +99,10 @@ class Engine:
         """
         raise NotImplementedError
 
+    def unseen_memory(self, loaded: Loaded) -> float:
+        """Bytes that generating needs besides what is allocated, and that the device's peak does not show."""
+        return 0.0
+
     def noticed(self, loaded: Loaded) -> tuple[str, ...]:
         """What the record should say of how the engine ran the cell, asked after measuring."""
         return ()

@@ -116,6 +116,11 @@ class Compiled(Eager):
         inputs, warnings = super().prompts(loaded, cell)
         return inputs["input_ids"], warnings
 
+    def unseen_memory(self, loaded: Loaded) -> float:
+        """What a captured prompt needs while it is filled."""
+        decoder: Decoder | None = loaded.kept.get("decoder")
+        return decoder.unseen_memory if decoder else 0.0
+
     def noticed(self, loaded: Loaded) -> tuple[str, ...]:
         """Whether the step is one launch."""
         decoder: Decoder | None = loaded.kept.get("decoder")

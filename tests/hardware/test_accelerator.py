@@ -168,16 +168,22 @@ def test_captured_prompts_are_as_exact_at_real_sizes(kind: str):
         for part in made.parameters():  # not the frequencies of the positions
             part.data = part.data.half()
         wanted = GenerationConfig(max_new_tokens=4, pad_token_id=0)
-        errors = []
+        errors, needed = [], []
         for captures in (False, True):
             decoder = Decoder(made, Shape.of(1, 1024, wanted), wanted, None, device)
+            decoder._fill(ids, None)  # makes its caches
             decoder.captures = captures
+            device.reset_peak_memory()
             found = decoder._fill(ids, None)
             assert (decoder.prompt is not None) == captures
             errors.append(float((found - expected).norm() / expected.norm()))
+            needed.append(decoder.unseen_memory or device.peak_memory()[0] - device.memory_in_use())
+            del decoder
     launched, captured = errors
     assert 0 < launched < 0.01
     assert captured < 1.2 * launched
+    assert needed[1] == pytest.approx(needed[0], rel=0.1)
+    assert needed[1] > 2 * ids.numel() * config.intermediate_size * 2  # gate and up
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
