@@ -86,19 +86,19 @@ def rank_pid(bench: Bench, rank: int, phase: str) -> int | None:
     return int(json.loads((bench.cwd / "out" / "jobs" / "001" / f"rank.{rank}").read_text())["pid"])
 
 
-@pytest.fixture(scope="session")
-def mpich() -> str:
-    """mpirun of MPICH, in a folder of its own that outlives the session."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bench" / "tests" / "mpich"
+def mpi(name: str, package: str) -> str:
+    """mpirun of another MPI, in a folder of its own that outlives the session."""
+    folder = package.partition(">")[0]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bench" / "tests" / folder
     program = cache / "bin" / "mpirun"
     if not program.exists():
-        install = [sys.executable, "-m", "pip", "install", "-q", "--target", str(cache), "mpich>=4,<6"]
+        install = [sys.executable, "-m", "pip", "install", "-qI", "--prefix", str(cache), package]
         done = subprocess.run(install, capture_output=True, text=True, check=False)
         if done.returncode:
-            pytest.skip(f"MPICH cannot be installed: {done.stderr.strip().splitlines()[-1]}")
+            pytest.skip(f"{name} cannot be installed: {done.stderr.strip().splitlines()[-1]}")
     found = flavour(str(program), search_path(None))
     assert found is not None
-    assert found.name == "MPICH"
+    assert found.name == name
     return str(program)
 
 
@@ -157,8 +157,9 @@ def test_two_ranks_give_the_tokens_of_one_process(ranks: Bench, whole: dict[str,
     assert len(list((ranks.cwd / "out" / "jobs").iterdir())) == 1  # one launch for both cells
 
 
-def test_mpich_gives_the_same_tokens(ranks: Bench, whole: dict[str, str], mpich: str) -> None:
-    done = ranks(*TINY, "launcher=mpirun", f"launcher.mpirun={mpich}", "world_size=2", "tp=transformers")
+@pytest.mark.parametrize(("name", "package"), [("MPICH", "mpich>=4,<6"), ("Open MPI", "openmpi>=5,<6")])
+def test_other_mpis_give_the_same_tokens(ranks: Bench, whole: dict[str, str], name: str, package: str) -> None:
+    done = ranks(*TINY, "launcher=mpirun", f"launcher.mpirun={mpi(name, package)}", "world_size=2", "tp=transformers")
     assert done.code == 0, done.stderr
     assert {row["num_beams"]: row["output_hash"] for row in rows(ranks)} == whole
 
