@@ -227,6 +227,12 @@ def compile_s(record: Record) -> float:
     return sum(max(0.0, item.e2e_s - steady) for item in record.warmups)
 
 
+@metric("duration", "s")
+def tuning_s(record: Record) -> float:
+    """The part of `compile_s` in which block sizes of bench's own kernels were timed; 0 where they were known."""
+    return record.tuning_s
+
+
 @metric("count")
 def compiled_graphs(record: Record) -> float:
     """Graphs that torch.compile made for this cell; 0 where it could use those of the cell before."""

@@ -118,6 +118,8 @@ class Record:
     """Sum over ranks of their peaks; NaN for one process."""
     compiled_graphs: float = math.nan
     """Graphs that torch.compile made while this cell was prepared and measured; NaN for engines that do not compile."""
+    tuning_s: float = math.nan
+    """Time spent on choosing kernels' block sizes while this cell was prepared and measured, s."""
     weights: Weights = Weights()
     schema: int = SCHEMA
 
@@ -264,6 +266,7 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
         "total_memory_bytes",
         "other_cores",
         "compiled_graphs",
+        "tuning_s",
     )
     for name in unknown:
         fields[name] = _number(data.get(name))

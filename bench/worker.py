@@ -164,7 +164,7 @@ class _Worker:
 
     def _measure(self, loaded: Loaded, cell: Cell, load_s: float, environment: dict[str, Scalar]) -> Record:
         limits = peaks.peaks(self.device, precision_of(cell).dtype, environment, at_once=self.ranks.local_size)
-        graphs = self.engine.graphs()
+        graphs, tuning_s = self.engine.graphs(), self.engine.tuning_s()
         self.engine.begin(loaded, cell)
         inputs, warnings = self.engine.prompts(loaded, cell)
         mine = measure(self.engine, loaded, self.device, inputs, cell, self._phase, self._together)
@@ -185,6 +185,7 @@ class _Worker:
             other_cores=samples.other_cores,
             compiled=self.engine.compiles(cell),
             compiled_graphs=self.engine.graphs() - graphs,
+            tuning_s=self.engine.tuning_s() - tuning_s,
             cost=loaded.cost,
             peaks=limits,
             seed=cell.seed,

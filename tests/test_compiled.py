@@ -272,9 +272,11 @@ def test_kernels_are_timed_in_a_graph_where_the_device_has_them(refusal: str, mo
     monkeypatch.setattr(tuning.devices, "get", lambda kind: lambda: device)
     triton = types.SimpleNamespace(testing=types.SimpleNamespace(do_bench=lambda kernel, quantiles: [7.0, 6.0, 8.0]))
     monkeypatch.setitem(sys.modules, "triton", triton)
+    before = tuning.spent()
     times = tuning.milliseconds(partial(calls.append, "kernel"), (0.5, 0.2, 0.8))
     assert times == ([7.0, 6.0, 8.0] if refusal else pytest.approx(3 * [2.0]))  # 10 launches took 20 ms
     assert len(calls) == (1 if refusal else 1 + 5 * 10)
+    assert before < tuning.spent() < before + 60
 
 
 class Seen(Linears):
@@ -548,7 +550,8 @@ def test_through_the_command(bench: Any):
         rows = list(csv.DictReader(file))
     assert [row["status"] for row in rows] == ["ok", "ok"]
     assert [float(row["compiled_graphs"]) for row in rows] == [1, 0]
-    assert float(rows[0]["compile_s"]) > 10 * float(rows[1]["compile_s"])
+    assert [float(row["tuning_s"]) for row in rows] == [0, 0]  # Triton's kernels only
+    assert float(rows[0]["compile_s"]) > 2 * float(rows[1]["compile_s"])
     assert float(rows[0]["tpot_over_floor"]) > 1
     assert "× floor" in (bench.cwd / "out" / "report.md").read_text()
     again = bench("run", "engine=compiled", "device=cpu", "num_beams=2", "lengths=32/64", "iterations=1", "warmup=1",

@@ -32,6 +32,7 @@ def record(make: Any, **changes: Any) -> Record:
         "total_memory_bytes": 5e9,
         "compiled": True,
         "compiled_graphs": 2.0,
+        "tuning_s": 0.25,
         "cost": ModelCost(
             weight_bytes=1000.0,
             kv_bytes_per_token=5.0,
@@ -71,6 +72,7 @@ EXPECTED = {
     "first_call_s": 3.35,
     "compile_s": 3.35 - 0.95,
     "compiled_graphs": 2.0,
+    "tuning_s": 0.25,
     "hook_s": 2e-6,
     "residual_s": 0.04,
     "tpot_floor_s": 1180 / (2 * 1e4),

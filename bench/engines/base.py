@@ -67,6 +67,10 @@ class Engine:
         """Graphs that torch.compile has made in this process so far; NaN for engines that do not compile."""
         return math.nan
 
+    def tuning_s(self) -> float:
+        """Seconds spent on choosing kernels' block sizes in this process so far; NaN for engines that do not."""
+        return math.nan
+
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """Forget what earlier cells of the job left behind (caches, compiled graphs), so that order does not matter."""
 

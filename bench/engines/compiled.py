@@ -69,6 +69,14 @@ class Compiled(Eager):
         """As torch counts them."""
         return compiled_graphs() if self.compile else super().graphs()
 
+    def tuning_s(self) -> float:
+        """For bench's own kernels; Inductor's are not in it."""
+        if not self.compile:
+            return super().tuning_s()
+        from ..compiled import tuning
+
+        return tuning.spent()
+
     def begin(self, loaded: Loaded, cell: Cell) -> None:
         """Make the cell's graph and caches, unless those of the cell before have room for it."""
         work = cell.workload
