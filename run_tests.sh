@@ -16,5 +16,9 @@ cd "$root"
 "$python" -m ruff format --check .
 "$python" -m mypy
 
-# 3. Tests.
-exec "$python" -m pytest "$@"
+# 3. Tests: by default two at a time, and then those alone that time the machine or fill it.
+if [ $# -gt 0 ]; then exec "$python" -m pytest "$@"; fi
+failed=0
+"$python" -m pytest -n 2 -m 'not alone and not slow and not stack' || failed=1
+"$python" -m pytest -m 'alone and not slow and not stack' || failed=1
+exit $failed

@@ -23,6 +23,8 @@ from bench.engines.compiled import Compiled
 from bench.errors import Unsupported
 from bench.models.spec import Model
 
+pytestmark = pytest.mark.alone
+
 TINY = Path(conversation.__file__).parent / "models" / "tiny_trained"
 REPLY = re.compile(
     r"\[TTFT [\d.]+ ms(?:, TPOT [\d.]+ ms, [\d.]+ tokens/s)?, (\d+) tokens? after a prompt of (\d+)([^\]]*)\]"

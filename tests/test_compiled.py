@@ -541,6 +541,7 @@ def test_what_it_cannot_do_is_known_before(changes: dict[str, Any], reason: str 
     assert engines.get("compiled")().unsupported(asked) == reason
 
 
+@pytest.mark.alone
 def test_through_the_command(bench: Any):
     """Compiled once for two lengths of one bucket, which the record says, and hardly at all by the next process."""
     done = bench("run", "engine=compiled", "device=cpu", "num_beams=2", "lengths=[32/64,40/50]", "iterations=2",

@@ -34,6 +34,8 @@ from bench.registry import Registry
 from bench.schema import FINGERPRINT
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.alone
+
 REGISTERED = [(axis, name) for axis, registry in AXES.items() for name in registry.names()]
 CELL = Cell(model=Model("tiny", weights="random"), workload=Generate(8, 4))
 

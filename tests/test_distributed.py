@@ -29,6 +29,7 @@ from tests.families_rank import FAMILIES
 
 MPIRUN = shutil.which("mpirun", path=search_path(None))
 pytestmark = [
+    pytest.mark.alone,
     pytest.mark.skipif(MPIRUN is None, reason="there is no mpirun: pip install 'bench[mpi]'"),
     pytest.mark.timeout(120),
 ]

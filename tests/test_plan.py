@@ -19,6 +19,8 @@ from bench.hardware import ACCELERATORS, Hardware
 from bench.plan import Plan, plan
 from tests.conftest import Bench
 
+pytestmark = pytest.mark.alone
+
 GIB = 2**30
 CPU = {"device_name": "a processor", "device_count": 1, "device_memory_bytes": 64 * GIB, "driver": ""}
 XPU = {"device_name": "a GPU", "device_count": 2, "device_memory_bytes": 16 * GIB, "driver": "1.6"}

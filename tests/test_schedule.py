@@ -19,6 +19,8 @@ import bench as package
 from bench.table import COLUMNS
 from tests.conftest import Bench
 
+pytestmark = pytest.mark.alone
+
 FAKE = ("run", "device=fake", "results=out", "num_beams=1", "lengths=100/3", "iterations=2", "warmup=1")
 SLOW = ("run", "device=fake", "results=out", "num_beams=1", "lengths=1/4", "iterations=3", "warmup=1", "device.pace=1",
         "device.step=0.15")  # fmt: skip

@@ -26,6 +26,8 @@ from bench.measure import measure
 from bench.models.spec import Model
 from tests.conftest import Bench
 
+pytestmark = pytest.mark.alone
+
 CONFIG = {
     "hidden_size": 32,
     "intermediate_size": 64,

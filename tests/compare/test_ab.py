@@ -16,6 +16,8 @@ from bench.compare.ab import Turn, command, machine_state, main, schedule
 from bench.compare.together import Pipes, hand_out
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.alone
+
 FAKE = """\
 import datetime, pathlib, sys
 factor, folder = float(sys.argv[1]), pathlib.Path(sys.argv[2].removeprefix("results="))
