@@ -552,7 +552,7 @@ def test_through_the_command(bench: Any):
     assert [row["status"] for row in rows] == ["ok", "ok"]
     assert [float(row["compiled_graphs"]) for row in rows] == [1, 0]
     assert [float(row["tuning_s"]) for row in rows] == [0, 0]  # Triton's kernels only
-    assert float(rows[0]["compile_s"]) > 2 * float(rows[1]["compile_s"])
+    assert float(rows[0]["compile_s"]) > 10 * float(rows[1]["compile_s"])
     assert float(rows[0]["tpot_over_floor"]) > 1
     assert "× floor" in (bench.cwd / "out" / "report.md").read_text()
     again = bench("run", "engine=compiled", "device=cpu", "num_beams=2", "lengths=32/64", "iterations=1", "warmup=1",
