@@ -51,12 +51,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "phi": {},
     "gpt2": GPT,
     "gptj": {**GPT, "rotary_dim": 8},
+    "gpt_bigcode": GPT,
+    "codegen": {**GPT, "rotary_dim": 8},
     "bloom": GPT,
     "falcon": {"alibi": False},
     "falcon with alibi": {"alibi": True},
     "stablelm": {"num_key_value_heads": 2},
 }
-SHARED = {"llama", "mistral", "qwen2", "qwen3", "phi3", "glm", "gemma2", "starcoder2", "opt", "gpt_neox", "phi", "gpt2"}
+SHARED = {
+    "llama", "mistral", "qwen2", "qwen3", "phi3", "glm", "gemma2", "starcoder2", "opt", "gpt_neox", "phi", "gpt2",
+    "gpt_bigcode",
+}  # fmt: skip
 """Families whose attention goes through transformers' interface, so that beams can share the prompt."""
 
 
