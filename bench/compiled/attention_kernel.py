@@ -11,12 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .early_cuda import after_previous, launch_options
 from .tuning import milliseconds
-
-try:
-    from triton.language.extra import cuda
-except ImportError:  # a Triton without that backend never compiles what is under `if EARLY`
-    cuda = None
 
 LEAST = 64
 """Positions that are worth a piece of their own."""
@@ -97,9 +93,7 @@ def _pieces(
         inside = (position < stop)[:, None] & in_head[None, :]
         k = tl.load(keys + position[:, None] * pk_pos + d[None, :], mask=inside, other=0.0)
         v = tl.load(values + position[:, None] * pk_pos + d[None, :], mask=inside, other=0.0)
-        if EARLY:  # prompts are written long before: the first of each piece is there when the query comes
-            cuda.gdc_wait()
-            cuda.gdc_launch_dependents()
+        after_previous(EARLY)  # prompts are written long before: the first of each piece is there when the query comes
         if window > 0:
             first = tl.maximum(first, prompt_length + tl.load(STEP) - window + 1)
         q = tl.load(Q + row[:, None] * q_row + query_head[:, None] * q_head + d[None, :],
@@ -134,9 +128,7 @@ def _pieces(
         inside = (position < stop)[:, None] & in_head[None, :]
         k = tl.load(GK + offset, mask=inside, other=0.0)
         v = tl.load(GV + offset, mask=inside, other=0.0)
-        if EARLY:  # what steps before this one have written
-            cuda.gdc_wait()
-            cuda.gdc_launch_dependents()
+        after_previous(EARLY)  # what steps before this one have written
         if window > 0:
             first = tl.maximum(first, prompt_length + step - window + 1)
         q = tl.load(Q + row[:, None] * q_row + query_head[:, None] * q_head + d[None, :],
@@ -182,9 +174,7 @@ def _join(
     piece = tl.arange(0, PIECES2)
     d = tl.arange(0, D2)
     here = piece < PIECES
-    if EARLY:
-        cuda.gdc_wait()
-        cuda.gdc_launch_dependents()
+    after_previous(EARLY)
     top = tl.load(TOP + pair * PIECES + piece, mask=here, other=float("-inf"))
     total = tl.load(TOTAL + pair * PIECES + piece, mask=here, other=0.0)
     sums = tl.load(OUT + (pair * PIECES + piece[:, None]) * D + d[None, :],
@@ -224,7 +214,7 @@ def attend(
     partial = torch.empty((rows * heads, pieces, size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)
     total = torch.empty_like(top)
-    launch = {"launch_pdl": True} if early else {}
+    launch = launch_options(early)
     result = torch.empty((rows, heads, size), dtype=query.dtype, device=query.device)
     _pieces[(batch * kv_heads, beams * own_pieces + prompt_pieces)](
         query, prompt_keys, prompt_values, own_keys, own_values, new_keys, new_values,

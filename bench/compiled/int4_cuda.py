@@ -15,13 +15,11 @@ import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
-from triton.language.extra import cuda
 
+from .early_cuda import gdc_launch_dependents, gdc_wait, launch_options
 from .int4 import BLOCK
 from .linear_kernel import normed
 from .tuning import milliseconds
-
-_wait, _launch_next = cuda.gdc_wait, cuda.gdc_launch_dependents
 
 _FP16 = """
     lop3.b32 {0}, {word}, 0x000f000f, 0x64006400, 0xea;
@@ -205,8 +203,8 @@ def _linears(
 
     words, at, s0, s1, s2, s3 = _read(codes, scales, sb, 0, BLOCK_COUNT, SPAN, SPLIT)
     if EARLY:
-        _wait()
-        _launch_next()
+        gdc_wait()
+        gdc_launch_dependents()
     if RESIDUAL:
         residual = gl.load(R + m * N + columns, mask=exist, other=0.0).to(gl.float32)
     zeros = gl.zeros([SPAN, BN, BM], gl.float32, sums)
@@ -285,7 +283,7 @@ def run(
         return (sum(triton.cdiv(each, block) for each in columns),)
 
     groups = scales[0].shape[1]
-    launch = {"launch_pdl": True} if early else {}
+    launch = launch_options(early)
     _linears[grid](
         x, x if residual is None else residual, *four(words), *four(scales), *four(results),
         *columns, *[0] * (4 - len(columns)), inputs, inputs // BLOCK, groups, apart, words_far, scales_far, rows,

@@ -12,12 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .early_cuda import after_previous, launch_options
 from .tuning import milliseconds
-
-try:
-    from triton.language.extra import cuda
-except ImportError:  # a Triton without that backend never compiles what is under `if EARLY`
-    cuda = None
 
 
 @triton.jit
@@ -70,9 +66,7 @@ def _norm(X, G, Y, K, EPS, BK: tl.constexpr, EARLY: tl.constexpr):
     k = tl.arange(0, BK)
     here = k < K
     g = tl.load(G + k, mask=here, other=0.0).to(tl.float32)
-    if EARLY:
-        cuda.gdc_wait()
-        cuda.gdc_launch_dependents()
+    after_previous(EARLY)
     place = tl.program_id(0) * K + k
     x = tl.load(X + place, mask=here, other=0.0).to(tl.float32)
     x *= tl.rsqrt(tl.sum(x * x, 0) / K + EPS)
@@ -83,7 +77,7 @@ def normed(x: torch.Tensor, weights: torch.Tensor, eps: float, early: bool) -> t
     """RMSNorm of each row of x [rows, columns]."""
     rows, columns = x.shape
     y = torch.empty_like(x)
-    launch = {"launch_pdl": True} if early else {}
+    launch = launch_options(early)
     _norm[(rows,)](x, weights, y, columns, eps, BK=triton.next_power_of_2(columns), EARLY=early, num_warps=8, **launch)
     return y
 
@@ -115,9 +109,7 @@ def _vector(
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if NORM:
         g = tl.load(G + k, mask=k < K, other=0.0)
-    if EARLY:
-        cuda.gdc_wait()
-        cuda.gdc_launch_dependents()
+    after_previous(EARLY)
     if RESIDUAL:
         residual = tl.load(R + n, mask=n < N, other=0.0)
     x = tl.load(X + k, mask=k < K, other=0.0).to(tl.float32)
@@ -166,9 +158,7 @@ def _rows(
     inside = (n < N)[:, None]
     alive = (m < M)[:, None]
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
-    if EARLY:
-        cuda.gdc_wait()
-        cuda.gdc_launch_dependents()
+    after_previous(EARLY)
     sums = tl.dot(w, tl.trans(tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)))
     for past in range(BK, K, BK):
         here = ((past + k) < K)[None, :]
@@ -197,7 +187,7 @@ def run(
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (sum(triton.cdiv(each, meta["BN"]) for each in columns),)
 
-    launch = {"launch_pdl": True} if early else {}
+    launch = launch_options(early)
     if rows == 1:
         g, r = (x if one is None else one for one in (norm, residual))
         _vector[grid](

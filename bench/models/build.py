@@ -261,7 +261,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 def _is_out_of_memory(error: BaseException) -> bool:
     """CUDA and XPU raise their own class, Level Zero and the CPU allocator a RuntimeError."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     signs = (
         "out of memory",
