@@ -274,6 +274,16 @@ def test_work_is_captured_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch
         assert not device.has_graphs() and device.capture(lambda: None) is None
 
 
+def test_triton_compiles_with_the_assembler_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))
+    assert Cuda().compiler_variables() == Xpu().compiler_variables() == {}
+    assembler = tmp_path / "bin" / "ptxas"
+    assembler.touch(0o755)
+    assert Cuda().compiler_variables() == {"TRITON_PTXAS_PATH": str(assembler)}
+    assert Xpu().compiler_variables() == {}
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [

@@ -72,6 +72,10 @@ class Device:
         """Whether a kernel may start before the one in front of it has ended, and wait by itself."""
         return False
 
+    def compiler_variables(self) -> dict[str, str]:
+        """Environment variables that have to be set before anything is compiled."""
+        return {}
+
     def has_graphs(self) -> bool:
         """Whether `capture` gives something."""
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,17 @@ class Cuda(Accelerator):
     def launches_early(self) -> bool:
         """Programmatic dependent launch, from compute capability 9 on."""
         return self.capability() >= (9, 0)
+
+    def compiler_variables(self) -> dict[str, str]:
+        """The assembler that torch brings, for Triton, which has one of another version.
+
+        Inductor says so to Triton as well, but only in processes in which it compiles. One that finds its code in the
+        cache would take Triton's own, and its kernels would be others: tuned and compiled again.
+        """
+        import torch
+
+        assembler = Path(torch.__file__).parent / "bin" / "ptxas"
+        return {"TRITON_PTXAS_PATH": str(assembler)} if os.access(assembler, os.X_OK) else {}
 
     def driver(self) -> str:
         """The kernel module's version; torch has no call for it. Blank for ROCm and where /proc does not tell."""

@@ -65,6 +65,12 @@ class Compiled(Eager):
             raise Unsupported(f"engine=compiled needs transformers {LEAST_TRANSFORMERS} or newer, found {found}")
         from ..compiled import step  # noqa: F401
 
+    def load(self, cell: Cell, device: Device) -> Loaded:
+        """As `eager` does; what converts it may be the first that is compiled."""
+        for name, value in device.compiler_variables().items():
+            os.environ.setdefault(name, value)
+        return super().load(cell, device)
+
     def graphs(self) -> float:
         """As torch counts them."""
         return compiled_graphs() if self.compile else super().graphs()

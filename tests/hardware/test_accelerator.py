@@ -58,6 +58,24 @@ def test_a_small_matrix(bench: Any, kind: str):
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+def test_a_second_process_starts_warm(bench: Any, kind: str):
+    """It finds all that the first has tuned and compiled."""
+    caches = {name: str(bench.cwd / name) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    rows = []
+    for name in ("first", "second"):
+        done = bench("run", f"results={name}", "engine=compiled", "num_beams=1", "lengths=32/16", "iterations=2",
+                     "warmup=1", env=caches)  # fmt: skip
+        assert done.code == 0, done.stderr
+        with (bench.cwd / name / "results.csv").open() as file:
+            rows += csv.DictReader(file)
+    first, second = rows
+    assert first["device"] == kind
+    assert float(first["tuning_s"]) > 0 == float(second["tuning_s"])
+    assert float(second["first_call_s"]) < 0.7 * float(first["first_call_s"])
+    assert first["output_hash"] == second["output_hash"]
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
 def test_out_of_memory_is_recorded_and_the_next_cell_runs(bench: Any, kind: str):
     done = bench("run", "results=out", "lengths=2000/4", "batch_size=[100000,1]", "num_beams=1", "iterations=2",
                  "warmup=1", "check_memory=false")  # fmt: skip
