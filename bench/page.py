@@ -87,7 +87,8 @@ def _table(shown: View) -> str:
         figures = row.figures or ("",) * len(shown.headings)
         cells += "".join(f"<td class='n'>{escape(text)}</td>" for text in figures)
         notes = " ".join(f"[{number}]" for number in row.notes)
-        rows.append(f"<tr>{cells}<td class='why'><span class='bad'>{escape(row.failure)}</span> {notes}</td></tr>")
+        wide, reason = (" class='why'", f"<span class='bad'>{escape(row.failure)}</span> ") if row.failure else ("", "")
+        rows.append(f"<tr>{cells}<td{wide}>{reason}{notes}</td></tr>")
     return f"<table><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 

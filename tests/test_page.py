@@ -59,6 +59,13 @@ def test_one_token_has_no_curve(make: Any) -> None:
     assert "polyline" not in html([make.record(make.cell(outputs=1))])
 
 
+def test_only_reasons_take_the_room_of_reasons(make: Any) -> None:
+    page = html([make.record(warnings=("noisy",)), make.failure(make.cell(beams=4), error="no memory")])
+    (wide,) = re.findall(r"<td class='why'>(.*?)</td>", page)
+    assert "no memory" in wide
+    assert "<td>[1]</td>" in page
+
+
 def test_whatever_comes_from_outside_is_escaped(make: Any) -> None:
     evil = "<script>alert(1)</script>"
     failure = make.failure(make.cell(beams=4), error=evil, log=evil, log_tail=(evil,))
