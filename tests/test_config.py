@@ -15,6 +15,7 @@ from bench import compose
 from bench.config import Request
 from bench.errors import ConfigError
 from bench.plan import plan
+from benchmarks.compiled import COMMON, PARTS
 from tests.conftest import ROOT, Bench
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs" / "experiment").glob("*.yaml"))
@@ -174,6 +175,13 @@ def test_every_experiment_composes(name: str):
     sizes = {"smoke": 4, "engines": 8, "intel_gpu_table": 24 * 4}
     assert len(planned) == sizes.get(name, len(planned))
     assert {item.cell.device.name for item in planned} == {"cpu"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_what_the_docs_measure_can_be_asked_for(part: str):
+    """Where there is no GPU to measure it on: no key is misspelt, and each command has cells of one model."""
+    planned = plan(requests(" ".join(("device=cpu", *COMMON, *PARTS[part])))).planned
+    assert len({item.cell.model.name for item in planned}) == 1
 
 
 def test_every_model_composes():
