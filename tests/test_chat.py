@@ -23,8 +23,6 @@ from bench.engines.compiled import Compiled
 from bench.errors import Unsupported
 from bench.models.spec import Model
 
-pytestmark = pytest.mark.alone
-
 TINY = Path(conversation.__file__).parent / "models" / "tiny_trained"
 REPLY = re.compile(
     r"\[TTFT [\d.]+ ms(?:, TPOT [\d.]+ ms, [\d.]+ tokens/s)?, (\d+) tokens? after a prompt of (\d+)([^\]]*)\]"
@@ -133,6 +131,7 @@ def test_sampling_draws_the_same_again(bench: Any):
     assert texts[0].split("short.")[1] == texts[1].split("short.")[1] != texts[2].split("short.")[1]
 
 
+@pytest.mark.alone
 def test_control_c_cuts_a_reply_short_and_nothing_else(bench: Any, wait_for: Any):
     """Between replies it ends the conversation."""
     shown = bench.cwd / "shown"
