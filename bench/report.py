@@ -165,7 +165,7 @@ def _row(group: list[Outcome], varying: Sequence[str], columns: Figures, notes: 
         axes=tuple(str(group[0].axes[name]) for name in varying),
         figures=tuple(_figure(computed, name, form) for name, _, form in columns) if records else (),
         failure=failure,
-        notes=tuple(notes.index(text) + 1 for text in texts),
+        notes=tuple(sorted(notes.index(text) + 1 for text in texts)),
     )
 
 

@@ -102,14 +102,15 @@ def test_only_axes_that_vary_are_columns(outcomes: list[Outcome]):
     ]
 
 
-def test_notes_are_numbered_once(make: Any):
+def test_notes_are_numbered_once_and_in_order(make: Any):
     records = [
         make.record(make.cell(batch=1), warnings=("first", "second")),
         make.record(make.cell(batch=2), warnings=("second",), approximation="Llama stands in"),
+        make.record(make.cell(batch=4), warnings=("second", "first")),
     ]
     shown = report.view(records)
     assert shown.notes == ("first", "second", "Llama stands in")
-    assert [row.notes for row in shown.rows] == [(1, 2), (2, 3)]
+    assert [row.notes for row in shown.rows] == [(1, 2), (2, 3), (1, 2)]
 
 
 @pytest.mark.parametrize(
