@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from .precisions.base import precisions
 from .registry import Registry
 from .stacks import CURRENT, Stack
 from .tensor_parallel import tensor_parallel
+from .values import environments, integer, integers, interpreter, lengths, listed, one_of, run_name, seconds
 
 AXES: dict[str, Registry[Any]] = {
     "engine": engines,
@@ -155,20 +155,20 @@ def request(config: Mapping[str, Any]) -> Request:
     for name in names:  # what ~name leaves behind
         if name not in options or (options[name] is None and name in (*AXES, "model", "workload", "stack")):
             raise ConfigError(f"{name} has been removed: give it a value with {name}=")
-    workload = _one_of("workload", options["workload"]["name"], WORKLOADS)
+    workload = one_of("workload", options["workload"]["name"], WORKLOADS)
     stack, python = _stack(options["stack"], options["python"])
     model = _model(options["model"], options["weights"])
     shared: dict[str, Any] = {
         "model": model,
         **{axis: _choice(axis, options[axis]) for axis in AXES},
-        "world_size": _integer("world_size", options["world_size"], 1),
-        "tp": _one_of("tp", options["tp"], ["none", *tensor_parallel.names()]),
+        "world_size": integer("world_size", options["world_size"], 1),
+        "tp": one_of("tp", options["tp"], ["none", *tensor_parallel.names()]),
         "stack": stack.name,
         "python": python,
         "stack_env": tuple(sorted(stack.env.items())),
-        "iterations": _integer("iterations", options["iterations"], 1),
-        "warmup": _integer("warmup", options["warmup"], 0),
-        "seed": _integer("seed", options["seed"], 0, maximum=2**63 - 1),
+        "iterations": integer("iterations", options["iterations"], 1),
+        "warmup": integer("warmup", options["warmup"], 0),
+        "seed": integer("seed", options["seed"], 0, maximum=2**63 - 1),
     }
     works: Sequence[Workload]
     if workload == "generate":
@@ -176,16 +176,16 @@ def request(config: Mapping[str, Any]) -> Request:
     else:
         works = _evaluations(options["accuracy"], model)
         shared |= {"iterations": 1, "warmup": 0}  # of generating: changing them changes no answer
-    cells = [Cell(workload=work, env=env, **shared) for env in _environments(options["env"]) for work in works]
+    cells = [Cell(workload=work, env=env, **shared) for env in environments(options["env"]) for work in works]
     return Request(
         cells=tuple(cells),
         chat=_chat(options["chat"]),
-        launches=_integer("launches", options["launches"], 1),
+        launches=integer("launches", options["launches"], 1),
         results=options["results"],
-        name=_name(options["name"]),
+        name=run_name(options["name"]),
         retry_failed=bool(options["retry_failed"]),
-        timeout_s=_seconds("timeout_s", options["timeout_s"]),
-        load_timeout_s=_seconds("load_timeout_s", options["load_timeout_s"]),
+        timeout_s=seconds("timeout_s", options["timeout_s"]),
+        load_timeout_s=seconds("load_timeout_s", options["load_timeout_s"]),
         check_memory=bool(options["check_memory"]),
     )
 
@@ -195,9 +195,9 @@ def _generations(options: Mapping[str, Any]) -> list[Workload]:
     return [
         Generate(inputs, outputs, batch, beams, _decoding(str(options["decoding"]), beams))
         for (inputs, outputs), batch, beams in itertools.product(
-            _lengths(options["lengths"]),
-            _integers("batch_size", options["batch_size"]),
-            _integers("num_beams", options["num_beams"]),
+            lengths(options["lengths"]),
+            integers("batch_size", options["batch_size"]),
+            integers("num_beams", options["num_beams"]),
         )
     ]
 
@@ -207,7 +207,7 @@ def _evaluations(node: Any, model: Model) -> list[Workload]:
     if not isinstance(node, Mapping):
         raise ConfigError("accuracy has been removed: its keys are given one by one, such as accuracy.task=")
     _known("key in accuracy", node, [item.name for item in dataclasses.fields(AccuracyConfig)])
-    tasks = list(dict.fromkeys(_list(node["task"])))
+    tasks = list(dict.fromkeys(listed(node["task"])))
     for task in tasks:
         if not isinstance(task, str) or not re.fullmatch(r"[A-Za-z0-9_.+-]+", task):
             raise ConfigError(f"accuracy.task={task}: the name of an lm-eval task is needed, or {EMBEDDED}")
@@ -222,9 +222,9 @@ def _evaluations(node: Any, model: Model) -> list[Workload]:
     return [
         Evaluate(
             task=(EMBEDDED if model.source == "package" else "lambada_standard") if task == "auto" else task,
-            batch_size=_integer("accuracy.batch_size", node["batch_size"], 1),
-            limit=None if limit is None else _integer("accuracy.limit", limit, 1),
-            num_fewshot=None if shots is None else _integer("accuracy.num_fewshot", shots, 0),
+            batch_size=integer("accuracy.batch_size", node["batch_size"], 1),
+            limit=None if limit is None else integer("accuracy.limit", limit, 1),
+            num_fewshot=None if shots is None else integer("accuracy.num_fewshot", shots, 0),
             data_sha256=_checksum("accuracy.data", data) if data else "",
             data=str(Path(data).expanduser().absolute()) if data else None,
             include_sha256=_checksum_of_tasks(Path(include).expanduser()) if include is not None else "",
@@ -247,7 +247,7 @@ def _chat(node: Any) -> Chat:
             raise ConfigError(f"chat.template={template} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"chat.template={template} is not text in UTF-8") from error
-    return Chat(node["system"], _integer("chat.max_new_tokens", node["max_new_tokens"], 1), template)
+    return Chat(node["system"], integer("chat.max_new_tokens", node["max_new_tokens"], 1), template)
 
 
 def _checksum(key: str, file: str) -> str:
@@ -277,7 +277,7 @@ def _model(node: Mapping[str, Any], weights: str | None) -> Model:
     _known("key in model", fields, [item.name for item in dataclasses.fields(Model)])
     fields["architecture"] = json.dumps(architecture, sort_keys=True) if architecture else None
     if weights:
-        fields["weights"] = _one_of("weights", weights, ("real", "random"))
+        fields["weights"] = one_of("weights", weights, ("real", "random"))
     if architecture is not None and not isinstance(architecture, Mapping):
         raise ConfigError(f"model.architecture={architecture}: a mapping is needed, as in the YAMLs of configs/model")
     for key, value in fields.items():
@@ -286,9 +286,9 @@ def _model(node: Mapping[str, Any], weights: str | None) -> Model:
             what = {int: "an integer", bool: "true or false", str: "a text"}[kind]
             raise ConfigError(f"model.{key}={value}: {what} is needed")
     model = Model(**fields)
-    _one_of("model.weights", model.weights, ("real", "random"))
+    one_of("model.weights", model.weights, ("real", "random"))
     if model.source is not None:
-        _one_of("model.source", model.source, ("hub", "modelscope", "path", "package"))
+        one_of("model.source", model.source, ("hub", "modelscope", "path", "package"))
     if model.weights == "real" and not (model.path if model.source in ("path", "package") else model.id):
         raise ConfigError(f"model={model.name} has no published weights: use weights=random")
     if model.weights == "random" and not model.architecture:
@@ -357,98 +357,21 @@ def _known(what: str, given: Mapping[str, Any], known: Iterable[str]) -> None:
         raise ConfigError(did_you_mean(what, key, known))
 
 
-def _name(name: str | None) -> str | None:
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-        raise ConfigError(f"name={name}: letters, digits and _.- only; a whole path is given with results=DIR")
-    return name
-
-
 def _stack(node: Mapping[str, Any], python: str | None) -> tuple[Stack, str | None]:
     """The stack, and the interpreter of its worker: `python`, or what the stack says; None is the current one."""
     _known("key in stack", node, [item.name for item in dataclasses.fields(Stack)])
     stack = Stack.of(node)
     if python is None:
         own = stack.interpreter()
-        return stack, _interpreter("python" if stack.python is None else "stack.python", own) if own else None
-    path = _interpreter("python", python)
+        return stack, interpreter("python" if stack.python is None else "stack.python", own) if own else None
+    path = interpreter("python", python)
     if stack.name == CURRENT:
         stack = dataclasses.replace(stack, name=Path(path).parent.parent.name)
     return stack, path
 
 
-def _interpreter(key: str, python: str) -> str:
-    path = Path(python).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"{key}={python} is not an interpreter: no such file")
-    if not os.access(path, os.X_OK):
-        raise ConfigError(f"{key}={python} is not an interpreter: it cannot be executed")
-    return str(path.absolute())
-
-
 def _decoding(decoding: str, beams: int) -> str:
-    _one_of("decoding", decoding, DECODINGS)
+    one_of("decoding", decoding, DECODINGS)
     if decoding == "beam" and beams == 1:
         raise ConfigError("decoding=beam needs num_beams greater than 1")
     return "beam" if decoding == "greedy" and beams > 1 else decoding
-
-
-def _one_of(name: str, value: Any, known: Sequence[str]) -> str:
-    if value not in known:
-        raise ConfigError(did_you_mean(name, str(value), known))
-    return str(value)
-
-
-def _list(value: Any) -> Sequence[Any]:
-    return value if isinstance(value, (list, tuple)) else [value]
-
-
-def _integer(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise ConfigError(f"{name}={value}: an integer of at least {minimum} is needed")
-    if maximum is not None and value > maximum:
-        raise ConfigError(f"{name}={value}: at most {maximum} is possible")
-    return value
-
-
-def _seconds(name: str, value: float) -> float:
-    if not value > 0:
-        raise ConfigError(f"{name}={value}: a number of seconds greater than 0 is needed")
-    return float(value)
-
-
-def _integers(name: str, value: Any) -> list[int]:
-    numbers = [_integer(name, item, 1) for item in _list(value)]
-    if not numbers:
-        raise ConfigError(f"{name} is empty: give at least one value, such as {name}=[1,4]")
-    return list(dict.fromkeys(numbers))
-
-
-def _lengths(value: Any) -> list[tuple[int, int]]:
-    pairs = []
-    for item in _list(value):
-        match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", str(item))
-        if not match or not int(match[1]) or not int(match[2]):
-            raise ConfigError(f"lengths: '{item}' is not input/output tokens, such as lengths=[32/32,1024/128]")
-        pairs.append((int(match[1]), int(match[2])))
-    if not pairs:
-        raise ConfigError("lengths is empty: give at least one pair, such as lengths=[1024/128]")
-    return list(dict.fromkeys(pairs))
-
-
-def _environments(value: Any) -> list[tuple[tuple[str, str], ...]]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"env={value}: a mapping is needed, such as env.OMP_NUM_THREADS=4")
-    names = sorted(value)
-    axes = [_variable(name, value[name]) for name in names]
-    return [tuple(zip(names, values, strict=True)) for values in itertools.product(*axes)]
-
-
-def _variable(name: str, value: Any) -> list[str]:
-    """The values of one variable as text; those that YAML would not give back as they were typed are refused."""
-    found = _list(value)
-    if not found:
-        raise ConfigError(f"env.{name} is empty: give at least one value, such as env.{name}=[1,2]")
-    for item in found:
-        if isinstance(item, bool) or not isinstance(item, (str, int, float)):
-            raise ConfigError(f"env.{name}={item}: a text or a number is needed; put 'true' and the like in quotes")
-    return list(dict.fromkeys(str(item) for item in found))
