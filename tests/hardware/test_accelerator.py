@@ -15,7 +15,8 @@ from bench.compiled.step import Decoder, Shape, _positions
 from bench.devices import devices
 from bench.engines.compiled import Compiled
 from bench.models.build import RELEASE
-from tests.test_compiled import FAMILIES, FOLDED, VOCABULARY, folded, model, prompts
+from tests.test_compiled import FAMILIES, VOCABULARY, model, prompts
+from tests.test_fuse import FOLDED, folded
 
 KIND = torch.accelerator.current_accelerator()
 COMPILED = {"llama", "qwen3", "opt", "gptj"}
