@@ -20,6 +20,7 @@ from bench.compiled import step, tuning
 from bench.compiled.step import Decoder, Shape
 from bench.devices.cpu import Cpu
 from bench.engines import engines
+from bench.engines.eager import Eager
 from bench.errors import Unsupported
 from bench.models import build
 from bench.models.spec import Model
@@ -383,6 +384,20 @@ def test_all_caches_of_compiled_code_are_in_one_place(monkeypatch: pytest.Monkey
     monkeypatch.setenv("TRITON_CACHE_DIR", "elsewhere")
     engines.get("compiled")().imports()
     assert os.environ["TRITON_CACHE_DIR"] == "elsewhere"
+
+
+def test_the_compiler_knows_its_assembler_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch):
+    class Own(Cpu):
+        def compiler_variables(self) -> dict[str, str]:
+            return {"TRITON_PTXAS_PATH": "of torch"}
+
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "")  # so that it is put back
+    monkeypatch.delenv("TRITON_PTXAS_PATH")
+    monkeypatch.setattr(Eager, "load", lambda *_: os.environ["TRITON_PTXAS_PATH"])
+    compiled, cell = engines.get("compiled")(), Cell(model=Model("tiny"), workload=Generate(8, 4))
+    assert compiled.load(cell, Own()) == "of torch"
+    monkeypatch.setenv("TRITON_PTXAS_PATH", "the user's")
+    assert compiled.load(cell, Own()) == "the user's"
 
 
 def test_other_transformers_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
