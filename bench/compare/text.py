@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .columns import SHORT
-from .model import STATUS, Comparison, Report, Result
+from .model import STATUS, Comparison, Difference, Report, Result
 
 SEVERITY = (
     "failed-new",
@@ -252,8 +252,21 @@ def environment(comparison: Comparison) -> list[str]:
     for item in comparison.environment:
         state = "declared" if item.declared else "NOT declared"
         state = f"HARD, {state}" if item.hard else state
-        words.append(f"{item.column} {_few(item.base)} → {_few(item.cand)} ({state})")
+        base, cand = _apart(item)
+        words.append(f"{item.column} {_few(base)} → {_few(cand)} ({state})")
     return words
+
+
+def _apart(item: Difference) -> tuple[list[str], list[str]]:
+    """Both sides' values; of columns that list `name=value`, without what all of them have."""
+    if item.column not in ("variables", "adapters"):
+        return item.base, item.cand
+    common = set.intersection(*(set(value.split()) for value in (*item.base, *item.cand)))
+    base, cand = (
+        [" ".join(word for word in value.split() if word not in common) or "none" for value in values]
+        for values in (item.base, item.cand)
+    )
+    return base, cand
 
 
 def _few(values: list[str]) -> str:

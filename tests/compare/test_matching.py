@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bench.compare import text
 from bench.compare.cli import main
 from bench.compare.codes import FAILED, INTERNAL, NOTHING, OK, UNDECIDED, USAGE
 from bench.compare.compare import compare
@@ -72,6 +73,19 @@ def test_an_unknown_column_that_differs_between_the_sides_is_listed(save):
     comparison = outcome(save, rows(GOOD).assign(kernel_flag="a"), rows(GOOD, run="b").assign(kernel_flag="b"))
     assert [(d.column, d.base, d.cand, d.hard) for d in comparison.environment] == [
         ("kernel_flag", ["a"], ["b"], False)
+    ]
+
+
+def test_of_variables_and_versions_only_those_are_shown_that_differ(save):
+    base, cand = (
+        rows(GOOD, run=run).assign(
+            variables=f"A=1 LONG={'x' * 60}{own}", adapters=f"accelerate=1.15.0 triton={version}"
+        )
+        for run, own, version in (("a", "", "3.6.0"), ("b", " OMP_NUM_THREADS=4", "3.7.0"))
+    )
+    assert sorted(text.environment(outcome(save, base, cand))) == [
+        "adapters triton=3.6.0 → triton=3.7.0 (NOT declared)",
+        "variables none → OMP_NUM_THREADS=4 (NOT declared)",
     ]
 
 
