@@ -21,7 +21,7 @@ from .precisions.base import precision_of
 from .record import Evaluation, Failure, Outcome, Record
 from .schema import AXES
 from .table import outcomes as read_outcomes
-from .units import gibibytes, milliseconds, percent, perplexity, significant, times
+from .units import counted, gibibytes, milliseconds, percent, perplexity, significant, times
 
 USAGE = """\
 usage: bench report FOLDER...
@@ -315,7 +315,8 @@ def print_plan(plan: Plan) -> None:
     total = len(plan.planned)
     launches = f" x {plan.launches} launches" if plan.launches > 1 else ""
     skipped = f", {unsupported} of them unsupported" if unsupported else ""
-    lines.append(f"{total} cells{launches} in {len(jobs) * plan.launches} jobs{skipped}; into {Folder.of(plan).path}")
+    started = counted(len(jobs) * plan.launches, "job")
+    lines.append(f"{counted(total, 'cell')}{launches} in {started}{skipped}; into {Folder.of(plan).path}")
     sys.stdout.write("\n".join(lines) + "\n")
 
 

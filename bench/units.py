@@ -35,6 +35,11 @@ def gibibytes(size: float | None) -> str:
     return f"{size / GIB:.1f} GiB" if size >= 0.1 * GIB else f"{size / 2**20:.1f} MiB"
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 job`, `2 jobs`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def percent(share: float) -> str:
     """A proportion as a percentage."""
     return f"{share * 100:.1f} %" if math.isfinite(share) else "-"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+from ..units import counted
 from .columns import SHORT
 from .model import STATUS, Comparison, Difference, Report, Result
 
@@ -241,7 +242,7 @@ def sentence(comparison: Comparison) -> str:
 def scope(comparison: Comparison) -> str:
     """How much was compared, and how it was measured."""
     metrics = len(comparison.metrics)
-    parts = [f"{comparison.cells} cells × {metrics} metric{'s' if metrics != 1 else ''}", comparison.launches]
+    parts = [f"{counted(comparison.cells, 'cell')} × {counted(metrics, 'metric')}", comparison.launches]
     parts.append("" if comparison.session == "unknown" else comparison.session)
     return ", ".join(part for part in parts if part)
 
