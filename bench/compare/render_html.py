@@ -79,12 +79,14 @@ def _headline(comparison: Comparison) -> str:
 
 
 def _environment(comparison: Comparison) -> str:
-    rows = [
-        f"<tr><td><code>{escape(item.column)}</code></td><td>{escape(', '.join(item.base))}</td>"
-        f"<td>{escape(', '.join(item.cand))}</td><td>{'hard' if item.hard else 'soft'}</td>"
-        f'<td>{"declared" if item.declared else "<b>not declared</b>"}</td><td class="n">{item.cells}</td></tr>'
-        for item in comparison.environment
-    ]
+    rows = []
+    for item in comparison.environment:
+        base, cand = (escape(", ".join(values)) for values in text.apart(item))
+        rows.append(
+            f"<tr><td><code>{escape(item.column)}</code></td><td>{base}</td><td>{cand}</td>"
+            f"<td>{'hard' if item.hard else 'soft'}</td>"
+            f'<td>{"declared" if item.declared else "<b>not declared</b>"}</td><td class="n">{item.cells}</td></tr>'
+        )
     heads = ("column", "base", "candidate", "kind", "", "cells")
     note = "What differs besides the numbers. Declare the change under test with --expect-diff."
     return _section("Environment", _table(heads, rows), note) if rows else ""

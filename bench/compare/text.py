@@ -253,12 +253,12 @@ def environment(comparison: Comparison) -> list[str]:
     for item in comparison.environment:
         state = "declared" if item.declared else "NOT declared"
         state = f"HARD, {state}" if item.hard else state
-        base, cand = _apart(item)
+        base, cand = apart(item)
         words.append(f"{item.column} {_few(base)} → {_few(cand)} ({state})")
     return words
 
 
-def _apart(item: Difference) -> tuple[list[str], list[str]]:
+def apart(item: Difference) -> tuple[list[str], list[str]]:
     """Both sides' values; of columns that list `name=value`, without what all of them have."""
     if item.column not in ("variables", "adapters"):
         return item.base, item.cand

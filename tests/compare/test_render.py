@@ -16,7 +16,7 @@ from lxml import etree
 
 from bench.compare import render_csv, render_github, render_html, render_junit, render_markdown, render_terminal, text
 from bench.compare.compare import compare
-from bench.compare.model import Report, Result, plain, to_json
+from bench.compare.model import Difference, Report, Result, plain, to_json
 from bench.compare.read import read_side
 from bench.compare.settings import Settings
 from tests.compare.conftest import noisy, rows
@@ -256,3 +256,9 @@ def test_line_of_a_status_names_both_sides(report):
     assert astuple(text.line(result)) == (
         "llama3-8b bf16 bs4", "–", "ok", "oom", "–", "–", "–", "failed-new: asked 2 GiB, had 1 GiB",
     )  # fmt: skip
+
+
+def test_the_page_shows_of_variables_those_that_differ(report):
+    (comparison,) = report.comparisons
+    comparison.environment = [Difference("variables", ["A=1 B=2"], ["A=1 B=3"], False, False, 1)]
+    assert "<td>B=2</td><td>B=3</td>" in render_html.render(report)
