@@ -3,7 +3,7 @@
     python -m benchmarks.compiled FOLDER [PART...]
 
 Each part is one `bench run` into a folder of its own below FOLDER, with random weights, 1024/128, four iterations after
-one warm-up; all of them take half an hour on an H200. What is there already is not measured again. Compiled code and
+one warm-up; all of them take twenty minutes on an H200. What is there already is not measured again. Compiled code and
 tuned block sizes are kept in FOLDER, too, so that the first process with a model starts cold; `again` is the second.
 """
 
