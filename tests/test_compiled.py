@@ -129,11 +129,16 @@ MANY = list(range(3, 40))
     ],
     ids=str,
 )
-def test_sequences_end_where_those_of_generate_do(family: str, beams: int, settings: dict[str, Any]):
-    expected, found, _ = both(model(family), 2, beams, max_new_tokens=20, **settings)
+@pytest.mark.parametrize("options", [None, pytest.param({}, marks=pytest.mark.slow)], ids=["loop", "compiled"])
+def test_sequences_end_where_those_of_generate_do(
+    family: str, beams: int, settings: dict[str, Any], options: dict[str, Any] | None
+):
+    torch.compiler.reset()
+    expected, found, _ = both(model(family), 2, beams, options=options, max_new_tokens=20, **settings)
     assert found == expected
     if beams == 1:
         assert len(found[0]) < 40  # all prompts have met an EOS
+    torch.compiler.reset()
 
 
 def test_one_graph_serves_all_lengths_that_fit():
@@ -154,6 +159,18 @@ def test_the_compiled_step_gives_the_same_tokens(family: str):
     torch.compiler.reset()
     made = model(family)
     expected, found, _ = both(made, 2, 3, padded=True, options={})
+    assert found == expected
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*Function'> should not be instantiated:DeprecationWarning")  # BLOOM's own
+@pytest.mark.parametrize(("batch", "beams"), [(1, 1), (3, 1), (1, 4), (3, 4)])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_compiled_gives_the_same_tokens(family: str, batch: int, beams: int):
+    """What users run. Seven minutes for all, two at a time; the same loop is compared uncompiled above."""
+    torch.compiler.reset()
+    expected, found, _ = both(model(family), batch, beams, padded=True, options={})
     assert found == expected
     torch.compiler.reset()
 

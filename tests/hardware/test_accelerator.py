@@ -20,7 +20,7 @@ from tests.test_fuse import FOLDED, folded
 
 KIND = torch.accelerator.current_accelerator()
 COMPILED = {"llama", "qwen3", "opt", "gptj"}
-"""Families that are compiled here: it takes half a minute each."""
+"""Families that are compiled here without `-m slow`: it takes half a minute each."""
 MASKS_FROM_HOST = RELEASE < (5, 21)
 """transformers before it copies a number from the host for the mask of attention without SDPA, which no graph holds."""
 FOUND = KIND.type if KIND is not None and torch.accelerator.device_count() > 0 else "no accelerator"
@@ -96,9 +96,15 @@ def test_kernels_of_the_compiled_engine(kind: str, kernel: str):
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str):
-    """fp32, greedy and 4 beams, batch 1 and 3; a few families compiled with the engine's options, others uncompiled."""
+@pytest.mark.parametrize(
+    ("family", "compiled"),
+    [
+        *((family, family in COMPILED) for family in FAMILIES),
+        *(pytest.param(family, True, marks=pytest.mark.slow) for family in FAMILIES if family not in COMPILED),
+    ],
+)
+def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str, compiled: bool):
+    """fp32, greedy and 4 beams, batch 1 and 3; a few families compiled with the engine's options, others when asked."""
     device = devices.get(kind)()
     made = model(family).to(kind)
     for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
@@ -106,7 +112,7 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
         config = GenerationConfig(max_new_tokens=14, num_beams=beams, pad_token_id=0)
         with torch.inference_mode():
             expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
-            options = Compiled()._options(device) if family in COMPILED else None
+            options = Compiled()._options(device) if compiled else None
             decoder = Decoder(made, Shape.of(batch, 20, config), config, options, device)
             for _ in range(3):
                 found = decoder.generate(ids, mask, 14, lambda: None)
