@@ -33,6 +33,22 @@ PARTS = {
     "batches": (LLAMA, "precision=fp16", "engine=compiled", "num_beams=1", "batch_size=[8,32]"),
     "int4": (LLAMA, *INT4, "engine=compiled", "num_beams=[1,4]"),
     **{one: (f"model={one}", "precision=fp16", "engine=compiled,eager", "num_beams=[1,4]") for one in FAMILIES},
+    "tuning": (
+        LLAMA,
+        "precision=fp16",
+        "engine=compiled",
+        "engine.tune=true,false",
+        "batch_size=[1,8]",
+        "num_beams=[1,4]",
+    ),
+    "tuning-int4": (LLAMA, *INT4, "engine=compiled", "engine.tune=true,false", "num_beams=[1,4]"),
+    "capture": (
+        "model=llama-3.2-1b",
+        "precision=fp16",
+        "engine=compiled",
+        "engine.capture=device,torch,none",
+        "num_beams=[1,4]",
+    ),
     "formats": (LLAMA, "precision=fp8,int8,nf4", "engine=compiled", "num_beams=1"),
 }
 COLUMNS = ("part", "model", "engine", "weights", "batch", "beams", "TTFT ms", "TPOT ms", "× floor", "× eager",

@@ -20,8 +20,9 @@ from bench.compiled import step, tuning
 from bench.compiled.step import Decoder, Shape
 from bench.devices.cpu import Cpu
 from bench.engines import engines
+from bench.engines.compiled import Compiled
 from bench.engines.eager import Eager
-from bench.errors import Unsupported
+from bench.errors import ConfigError, Unsupported
 from bench.models import build
 from bench.models.spec import Model
 
@@ -254,6 +255,36 @@ def test_from_the_second_step_on_a_step_is_one_launch(refusal: str):
     torch.compiler.reset()
 
 
+@pytest.mark.parametrize("capture", ["torch", "none"])
+def test_other_ways_than_the_devices_graphs(capture: str):
+    """torch.compile's modes hold no graph of a CPU, and the record says so; without any, nothing is wrong."""
+    torch.compiler.reset()
+    made, device = model("llama"), Graphs()
+    ids, _ = prompts(2, False)
+    config = GenerationConfig(max_new_tokens=6, pad_token_id=0, eos_token_id=None, min_new_tokens=6)
+    options = torch._inductor.list_mode_options("reduce-overhead") if capture == "torch" else {}
+    with torch.inference_mode():
+        expected = made.generate(input_ids=ids, generation_config=config)
+        decoder = Decoder(made, Shape.of(2, 20, config), config, options, device, capture=capture)
+        found = [decoder.generate(ids, None, 6, lambda: None) for _ in range(2)]
+    assert [each.tolist() for each in found] == 2 * [expected.tolist()]
+    assert not device.captured
+    said = ("torch.compile did not capture the step: the host launches its kernels one by one",)
+    assert decoder.noticed == (said if capture == "torch" else ())
+    torch.compiler.reset()
+
+
+def test_settings_of_capturing():
+    class Accelerated(Graphs):
+        torch_type = "cuda"
+
+    for capture in ("device", "torch", "none"):
+        options = Compiled(capture=capture)._options(Accelerated())
+        assert ("triton.cudagraphs" in options) == (capture == "torch")
+    with pytest.raises(ConfigError, match=r"engine.capture 'devise'.*device"):
+        Compiled(capture="devise")
+
+
 def test_prompts_are_one_launch(monkeypatch: pytest.MonkeyPatch):
     torch.compiler.reset()
     made, device = model("llama"), Graphs()
@@ -295,6 +326,28 @@ def test_kernels_are_timed_in_a_graph_where_the_device_has_them(refusal: str, mo
     assert times == ([7.0, 6.0, 8.0] if refusal else pytest.approx(3 * [2.0]))  # 10 launches took 20 ms
     assert len(calls) == (1 if refusal else 1 + 5 * 10)
     assert before < tuning.spent() < before + 60
+
+
+def test_without_tuning_the_first_configuration_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch):
+    """As Triton's autotuner uses what it is given."""
+    given: dict[str, Any] = {}
+
+    def autotune(configs: list[str], key: list[str], **options: Any) -> None:
+        given.update(configs=configs, key=key, **options)
+
+    monkeypatch.setitem(sys.modules, "triton", types.SimpleNamespace(autotune=autotune))
+    configs = ["large", "middle", "small"]
+    tuning.autotuned(configs, ["N"], fits=lambda configs, named, **fixed: configs[named["first"] + fixed["BM"] :])
+    assert (given["configs"], given["key"], given["cache_results"]) == (configs, ["N"], True)
+    tried = given["prune_configs_by"]["early_config_prune"]
+    assert tried(configs, {"first": 1}, BM=0) == ["middle", "small"]
+    monkeypatch.setattr(tuning, "enabled", False)
+    assert tried(configs, {"first": 1}, BM=0) == ["middle"]
+    tuning.autotuned(configs, ["N"])
+    assert given["prune_configs_by"]["early_config_prune"](configs, {}) == ["large"]
+    before = tuning.spent()
+    assert given["do_bench"](lambda: pytest.fail("nothing is timed"), (0.5, 0.2, 0.8)) == [0.0] * 3
+    assert tuning.spent() == before
 
 
 def test_sampling_draws_from_the_distribution():

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .early_cuda import after_previous, launch_options
-from .tuning import milliseconds
+from .tuning import autotuned
 
 LEAST = 64
 """Positions that are worth a piece of their own."""
@@ -44,12 +44,7 @@ def _pieces_configs() -> list[triton.Config]:
     return [triton.Config({"BLOCK": n}, num_warps=warps, num_stages=stages) for n, warps, stages in shapes]
 
 
-@triton.autotune(
-    _pieces_configs(),
-    key=["heads", "K", "GROUP", "D", "PROMPT_PIECES", "OWN_PIECES"],
-    do_bench=milliseconds,
-    cache_results=True,
-)
+@autotuned(_pieces_configs(), key=["heads", "K", "GROUP", "D", "PROMPT_PIECES", "OWN_PIECES"])
 @triton.jit
 def _pieces(
     Q, PK, PV, GK, GV, NK, NV, ANCESTRY, PROMPT_LENGTH, STEP, PAD, OUT, TOP, TOTAL,

@@ -19,7 +19,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from .early_cuda import gdc_launch_dependents, gdc_wait, launch_options
 from .int4 import BLOCK
 from .linear_kernel import normed
-from .tuning import milliseconds
+from .tuning import autotuned
 
 _FP16 = """
     lop3.b32 {0}, {word}, 0x000f000f, 0x64006400, 0xea;
@@ -155,12 +155,7 @@ def _fitting(configs: list[triton.Config], named: dict[str, Any], **fixed: Any) 
     return [one for one in configs if one.kwargs["BN"] * one.kwargs["BLOCKS"] * fixed["BM"] <= 1024]
 
 
-_KEY = ["N0", "N1", "N2", "N3", "GROUPS", "BM", "SPLIT", "RESIDUAL", "GATE"]
-
-
-@triton.autotune(
-    _configs(), key=_KEY, prune_configs_by={"early_config_prune": _fitting}, do_bench=milliseconds, cache_results=True
-)
+@autotuned(_configs(), key=["N0", "N1", "N2", "N3", "GROUPS", "BM", "SPLIT", "RESIDUAL", "GATE"], fits=_fitting)
 @gluon.jit
 def _linears(
     X, R, W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, BLOCK_COUNT, GROUPS, APART, WFAR, SFAR, M,

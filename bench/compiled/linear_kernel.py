@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from .early_cuda import after_previous, launch_options
-from .tuning import milliseconds
+from .tuning import autotuned
 
 
 @triton.jit
@@ -87,12 +87,7 @@ def _vector_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps) for n, k, warps in shapes]
 
 
-@triton.autotune(
-    _vector_configs(),
-    key=["N0", "N1", "N2", "N3", "K", "NORM", "RESIDUAL", "GATE"],
-    do_bench=milliseconds,
-    cache_results=True,
-)
+@autotuned(_vector_configs(), key=["N0", "N1", "N2", "N3", "K", "NORM", "RESIDUAL", "GATE"])
 @triton.jit
 def _vector(
     X, G, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, EPS,
@@ -142,7 +137,7 @@ def _rows_configs() -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
 
 
-@triton.autotune(_rows_configs(), key=["N0", "N1", "N2", "N3", "K", "BM"], do_bench=milliseconds, cache_results=True)
+@autotuned(_rows_configs(), key=["N0", "N1", "N2", "N3", "K", "BM"])
 @triton.jit
 def _rows(
     X, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, M,

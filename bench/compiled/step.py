@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch._dynamo.utils import counters
 from transformers import GenerationConfig
 from transformers.generation.logits_process import (
     MinPLogitsWarper,
@@ -80,7 +81,7 @@ class Decoder:
 
     def __init__(
         self, model: Any, shape: Shape, config: GenerationConfig, compile_options: dict[str, Any] | None = None,
-        device: Device | None = None, capture_prompts: bool = False,
+        device: Device | None = None, capture_prompts: bool = False, capture: str = "device",
     ) -> None:  # fmt: skip
         self.model, self.shape = model, shape
         self.device = device or Device()
@@ -90,6 +91,7 @@ class Decoder:
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
         self.run: Callable[[], object] = self.step
+        self.capture = capture
         self.captures = compile_options is not None and capture_prompts and self.device.has_graphs()
         self.prompt: Callable[[], None] | None = None
         self.prompt_length = 0
@@ -102,10 +104,15 @@ class Decoder:
 
         torch.compile captures graphs, too, but then each call looks at every tensor of the model.
         """
+        before = counters["inductor"]["cudagraph_skips"]
         self.compiled()
-        self.run = self._capture("the step", self.compiled) or self.compiled
+        self.run = self.compiled
+        if self.capture == "device":
+            self.run = self._captured("the step", self.compiled) or self.compiled
+        elif self.capture == "torch" and counters["inductor"]["cudagraph_skips"] > before:
+            self.noticed += ("torch.compile did not capture the step: the host launches its kernels one by one",)
 
-    def _capture(self, what: str, work: Callable[[], None]) -> Callable[[], None] | None:
+    def _captured(self, what: str, work: Callable[[], None]) -> Callable[[], None] | None:
         """All launches of `work` as one; None, with a reason in `noticed`, where that cannot be."""
         gc.collect()  # what is freed during a capture may end it
         try:
@@ -168,7 +175,7 @@ class Decoder:
 
         self.device.release_memory()  # what a graph needs is memory of its own
         self.device.reset_peak_memory()
-        self.prompt = self._capture("filling the prompt", work)
+        self.prompt = self._captured("filling the prompt", work)
         used = self.device.peak_memory()[0] - self.device.memory_in_use()
         self.unseen_memory = used if self.prompt is not None else 0.0
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..cell import Cell, Generate
 from ..devices import devices
 from ..devices.base import Device
-from ..errors import NonFinite, Unsupported
+from ..errors import ConfigError, NonFinite, Unsupported, did_you_mean
 from ..peaks import cache_folder
 from .base import Loaded, engines
 from .eager import NOT_FINITE, Eager
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 CONVERSATION = 4096
 """Positions that a conversation gets at first; a longer one gets more, and is compiled again."""
+
+CAPTURES = ("device", "torch", "none")
 
 LEAST_TRANSFORMERS = 5
 """Release whose caches are made of layers and whose attention can be chosen by name."""
@@ -38,8 +40,16 @@ class Compiled(Eager):
 
     compile: bool = True
     """Whether the step is compiled; without, the same loop runs eagerly."""
+    capture: str = "device"
+    """What makes a step one launch: graphs of the device itself (device), of torch.compile's modes (torch), or none."""
     capture_prompts: bool = True
-    """Whether filling a prompt of up to `compiled.step.CAPTURED` tokens is one launch, too."""
+    """Whether filling a prompt of up to `compiled.step.CAPTURED` tokens is one launch, too: by the device's graphs."""
+    tune: bool = True
+    """Whether block sizes of bench's kernels are chosen by timing; without, each kernel takes the first it lists."""
+
+    def __post_init__(self) -> None:
+        if self.capture not in CAPTURES:
+            raise ConfigError(did_you_mean("engine.capture", self.capture, CAPTURES))
 
     def unsupported(self, cell: Cell) -> str | None:
         """What the loop does not do."""
@@ -88,6 +98,9 @@ class Compiled(Eager):
         work = cell.workload
         if not isinstance(work, Generate):
             return  # an evaluation calls the model itself
+        from ..compiled import tuning
+
+        tuning.enabled = self.tune
         loaded.kept["device"] = devices.get(cell.device.name)(**cell.device.kwargs)
         config = self.generation_config(loaded, work)
         self._decoder(loaded, work.batch_size, work.input_tokens, config, self.capture_prompts)
@@ -106,7 +119,7 @@ class Compiled(Eager):
             del kept  # its caches make room
             torch.compiler.reset()
             options = self._options(device) if self.compile else None
-            kept = step.Decoder(loaded.handle, shape, config, options, device, capture_prompts)
+            kept = step.Decoder(loaded.handle, shape, config, options, device, capture_prompts, self.capture)
             loaded.kept["decoder"] = kept
         return kept
 
@@ -114,6 +127,8 @@ class Compiled(Eager):
         """Settings of Inductor."""
         if device.torch_type == "cpu":
             return {}
+        import torch
+
         from ..compiled.linear import Linears
 
         early = device.launches_early()
@@ -123,6 +138,8 @@ class Compiled(Eager):
         }
         if early:
             options["triton.enable_pdl"] = True
+        if self.capture == "torch":
+            options |= torch._inductor.list_mode_options("reduce-overhead")
         return options
 
     def prompts(self, loaded: Loaded, cell: Cell) -> tuple[Any, list[str]]:

@@ -74,6 +74,12 @@ def test_a_second_process_starts_warm(bench: Any, kind: str):
     assert float(first["tuning_s"]) > 0 == float(second["tuning_s"])
     assert float(second["first_call_s"]) < 0.7 * float(first["first_call_s"])
     assert first["output_hash"] == second["output_hash"]
+    done = bench("run", "results=untuned", "engine=compiled", "engine.tune=false", "num_beams=1", "lengths=32/16",
+                 "iterations=2", "warmup=1", env=caches | {"TRITON_CACHE_DIR": str(bench.cwd / "new")})  # fmt: skip
+    assert done.code == 0, done.stderr
+    with (bench.cwd / "untuned" / "results.csv").open() as file:
+        (untuned,) = csv.DictReader(file)
+    assert float(untuned["tuning_s"]) == 0
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
@@ -218,6 +224,30 @@ def test_what_is_done_together(kind: str, family: str, beams: int, done: list[st
     device = devices.get(kind)()
     seen = folded(family, beams, device, Compiled()._options(device))
     assert (sorted(seen.done), seen.left) == (sorted(done), 0)
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("capture", ["torch", "none"])
+def test_other_ways_than_the_devices_graphs(kind: str, capture: str):
+    """The tokens of `generate`, and graphs of torch.compile on CUDA; on XPU, it has none so far and the record says so."""
+    device = devices.get(kind)()
+    made = model("llama").to(kind)
+    options = Compiled(capture=capture)._options(device)
+    for batch, beams in ((1, 1), (3, 4)):
+        torch.compiler.reset()
+        ids, mask = (part.to(kind) for part in prompts(batch, padded=True))
+        config = GenerationConfig(max_new_tokens=14, num_beams=beams, pad_token_id=0)
+        with torch.inference_mode():
+            expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            decoder = Decoder(made, Shape.of(batch, 20, config), config, options, device, capture=capture)
+            for _ in range(3):
+                assert decoder.generate(ids, mask, 14, lambda: None).tolist() == expected.tolist(), (batch, beams)
+            with torch.profiler.profile() as profile:
+                decoder.generate(ids, mask, 14, lambda: None)
+        launched = sum("GraphLaunch" in event.name for event in profile.events())
+        assert launched == (13 if capture == "torch" and kind == "cuda" else 0)
+        assert bool(decoder.noticed) == (capture == "torch" and kind != "cuda")
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
