@@ -58,13 +58,16 @@ def attention() -> None:
 
 
 def linear() -> None:
-    """Widths and inputs that no block divides, one row and several, one layer and four, norm, gate and residual."""
+    """Widths and inputs that no block divides, one row and several, one layer and four, norm, gate and residual.
+
+    Weights of two bytes and of one, whose scales are rounded or not.
+    """
     from bench.compiled import linear_kernel
     from bench.compiled.linear import reference
 
     if GPU:  # few, because each is compiled
         linear_kernel._vector.configs, linear_kernel._rows.configs = (
-            kernel.configs[2:4] for kernel in (linear_kernel._vector, linear_kernel._rows)
+            [*sizes[2][:2], *sizes[1][:2]] for sizes in (linear_kernel.VECTOR, linear_kernel.ROWS)
         )
     else:  # the interpreter measures nothing, so the configuration is given
         vector, rows = linear_kernel._vector.fn, linear_kernel._rows.fn
@@ -88,10 +91,26 @@ def linear() -> None:
             width = sum(widths) // 2 if activation else widths[0]
             residual = torch.randn(count, width).to(DEVICE, torch.float16) if added else None
             optional = (norm, 0.3, residual, activation)
-            exact = reference(x.double(), [weight.double() for weight in weights], [], *_doubles(optional))
-            results = linear_kernel.run(x, weights, *optional)
-            for found, wanted in zip(results, exact, strict=True):
-                assert float((found - wanted).norm() / wanted.norm()) < 1e-3
+            for codes, scales, rounded in (
+                (weights, [], False),
+                _in_bytes(weights, torch.int8, 127),
+                _in_bytes(weights, torch.float8_e4m3fn, 448),
+            ):
+                kept = [scale.half() if rounded else scale for scale in scales] or [1.0] * len(codes)
+                floats = [code.double() * scale for code, scale in zip(codes, kept, strict=True)]
+                exact = reference(x.double(), floats, [], False, *_doubles(optional))
+                results = linear_kernel.run(x, codes, scales, rounded, *optional)
+                for found, wanted in zip(results, exact, strict=True):
+                    assert float((found - wanted).norm() / wanted.norm()) < 1e-3, (codes[0].dtype, widths, count)
+
+
+def _in_bytes(
+    weights: list[torch.Tensor], dtype: torch.dtype, largest: int
+) -> tuple[list[torch.Tensor], list[torch.Tensor], bool]:
+    """Codes, and a scale for each row that int8's products round and those of fp8 do not."""
+    scales = [weight.float().abs().amax(1, keepdim=True) / largest for weight in weights]
+    codes = [(weight / scale).to(dtype) for weight, scale in zip(weights, scales, strict=True)]
+    return codes, scales, dtype == torch.int8
 
 
 def int4() -> None:
@@ -130,7 +149,7 @@ def int4() -> None:
         weights = [expand(*parts).to(DEVICE).double() for parts in zip(words, scales, strict=True)]
         norm = torch.randn(inputs).to(DEVICE, dtype) if group == 128 else None
         optional = (norm, 0.3, residual, activation)
-        exact = reference(x.double(), weights, [], *_doubles(optional))
+        exact = reference(x.double(), weights, [], False, *_doubles(optional))
         words, scales = ([part.to(DEVICE) for part in parts] for parts in (words, scales))
         rounding = 2e-3 if dtype == torch.float16 else 1e-2
         fitting = int4_cuda._fitting(configs, {}, BM=max(8, 1 << (count - 1).bit_length()))

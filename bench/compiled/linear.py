@@ -24,41 +24,49 @@ TOGETHER = 4
 
 aten = torch.ops.aten
 INT4 = torch.ops.bench.int4_linear.default
+BYTES = torch.ops.bench.byte_linear.default
+PACKED = (INT4, BYTES)
+"""Products whose weights are no floats; `args` are x, weights, scale."""
 
 
 @torch.library.custom_op("bench::linears", mutates_args=())
 def linears(
-    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
-    eps: float, residual: torch.Tensor | None, activation: str, early: bool,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], rounded: bool,
+    norm: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     """x @ w.T for each of at most `TOGETHER` weights [columns, inputs]; x is [rows, inputs], contiguous.
 
-    `scales`: of weights that are words of 4-bit integers as `int4` packs them; empty for floats. `norm`: weights
-    [inputs] of an RMSNorm of x. `activation` (silu, or gelu by tanh; "" for none): the one result is
-    activation(gate) * up of two weights, or of the halves of one. `residual`, of the shape of the one result, is added
-    to it. Several rows of floats have none of this. `early` is `Device.launches_early`.
+    `scales`: empty for floats; of weights that are words of 4-bit integers as `int4` packs them, or bytes, with a scale
+    for each column, `rounded` to the dtype of x. `norm`: weights [inputs] of an RMSNorm of x. `activation` (silu, or
+    gelu by tanh; "" for none): the one result is activation(gate) * up of two weights, or of the halves of one.
+    `residual`, of the shape of the one result, is added to it. Only INT4 has this for several rows, too. `early` is
+    `Device.launches_early`.
     """
     if x.device.type == "cpu":
-        return reference(x, weights, scales, norm, eps, residual, activation)
-    if scales:
+        return reference(x, weights, scales, rounded, norm, eps, residual, activation)
+    if weights[0].dtype == torch.int32:
         from . import int4_cuda
 
         return int4_cuda.run(x, weights, scales, norm, eps, residual, activation, early)
     from . import linear_kernel
 
-    return linear_kernel.run(x, weights, norm, eps, residual, activation, early)
+    return linear_kernel.run(x, weights, scales, rounded, norm, eps, residual, activation, early)
 
 
 def reference(
-    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
-    eps: float, residual: torch.Tensor | None, activation: str,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], rounded: bool,
+    norm: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str,
 ) -> list[torch.Tensor]:  # fmt: skip
     """In plain torch, rounding where the models do."""
     if norm is not None:
         wide = x.float()
         x = norm * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
-    if scales:
+    if weights[0].dtype == torch.int32:
         weights = [int4.expand(words, scale) for words, scale in zip(weights, scales, strict=True)]
+    elif scales:
+        dtype = x.dtype if rounded else scales[0].dtype
+        floats = (weight_bytes.expand(codes, scale, dtype) for codes, scale in zip(weights, scales, strict=True))
+        weights = [each.to(x.dtype) for each in floats]
     results = [x @ w.T for w in weights]
     if activation:
         gate, up = results if len(results) == 2 else results[0].chunk(2, dim=-1)
@@ -69,8 +77,8 @@ def reference(
 
 @linears.register_fake
 def _(
-    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], norm: torch.Tensor | None,
-    eps: float, residual: torch.Tensor | None, activation: str, early: bool,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], rounded: bool,
+    norm: torch.Tensor | None, eps: float, residual: torch.Tensor | None, activation: str, early: bool,
 ) -> list[torch.Tensor]:  # fmt: skip
     columns = [each.shape[0] for each in scales or weights]
     if activation:
@@ -90,17 +98,17 @@ class Group(NamedTuple):
 class Linears(CustomGraphPass):
     """Replace matrix products of at most `MOST_ROWS` rows with weights by `linears`."""
 
-    def __init__(self, early: bool) -> None:
-        self.early = early
+    def __init__(self, early: bool, fp8: bool = False) -> None:
+        self.early, self.fp8 = early, fp8
 
     def uuid(self) -> Any:
         """For Inductor's cache."""
         files = (__file__, fuse.__file__, int4.__file__, weight_bytes.__file__)
-        return get_hash_for_files(files, str(self.early))
+        return get_hash_for_files(files, f"{self.early} {self.fp8}")
 
     def __call__(self, graph: torch.fx.Graph) -> None:
         """Change the graph in place."""
-        weight_bytes.sums(graph)
+        weight_bytes.replace(graph, MOST_ROWS, self.fp8)
         products = {node: None for node in graph.nodes if self._is_product(node)}
         order = {node: number for number, node in enumerate(graph.nodes)}
         groups = sorted(self._groups(graph, products), key=lambda group: order[group.whole or group.products[0]])
@@ -109,7 +117,7 @@ class Linears(CustomGraphPass):
         graph.eliminate_dead_code()
 
     def _is_product(self, node: Node) -> bool:
-        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default, INT4):
+        if node.op != "call_function" or node.target not in (aten.mm.default, aten.addmm.default, *PACKED):
             return False
         value = _x(node).meta["val"]
         few = isinstance(value.shape[0], int) and value.shape[0] <= MOST_ROWS and value.is_contiguous()
@@ -117,7 +125,7 @@ class Linears(CustomGraphPass):
 
     def _weights(self, node: Node) -> Node | None:
         """The weights [columns, inputs] that the product reads transposed; None when it is something else."""
-        if node.target is INT4:
+        if node.target in PACKED:
             return node.args[1]
         turned = node.args[-1]
         swapped = turned.target == aten.permute.default and list(turned.args[1]) == [1, 0]
@@ -161,7 +169,8 @@ class Linears(CustomGraphPass):
         """Nodes that are replaced stay until no group needs to recognise them."""
         weights = [self._weights(node) for node in group.products]
         first, whole = group.products[0], group.whole
-        scales = [node.args[2] for node in group.products if node.target is INT4]
+        scales = [node.args[2] for node in group.products if node.target in PACKED]
+        rounded = first.target is BYTES and first.args[3]
         values = [node.meta["val"] for node in group.products]
         with graph.inserting_before(whole or first):
             x, norm, eps = _x(first), None, 0.0
@@ -174,7 +183,7 @@ class Linears(CustomGraphPass):
                 if not group.activation:
                     residual = next(side for side in whole.args if fuse.unviewed(side) is not first)
                     residual = _view(graph, residual, values[0].shape)
-            arguments = (x, weights, scales, norm, eps, residual, group.activation, self.early)
+            arguments = (x, weights, scales, rounded, norm, eps, residual, group.activation, self.early)
             together = graph.call_function(torch.ops.bench.linears.default, arguments)
             together.meta["val"] = values
             parts = [graph.call_function(operator.getitem, (together, index)) for index in range(len(values))]
@@ -194,13 +203,15 @@ class Linears(CustomGraphPass):
 
 def _x(product: Node) -> Node:
     """What the product reads."""
-    return product.args[0 if product.target is INT4 else -2]
+    return product.args[0 if product.target in PACKED else -2]
 
 
 def _input(product: Node) -> tuple[Any, ...]:
     """What products have in common that one kernel can do: the input, the number of rows, and the kind of weights."""
     x = _x(product)
-    return fuse.unviewed(x), x.meta["val"].shape[0], product.target is INT4
+    kind = product.target if product.target in PACKED else None
+    coded = (product.args[1].meta["val"].dtype, product.args[2].meta["val"].dtype, product.args[3:]) if kind else None
+    return fuse.unviewed(x), x.meta["val"].shape[0], kind, coded
 
 
 def _does_more(product: Node) -> bool:
@@ -208,7 +219,7 @@ def _does_more(product: Node) -> bool:
     if product.target is INT4:
         return True
     rows: int = _x(product).meta["val"].shape[0]
-    return rows == 1 and product.target is aten.mm.default
+    return rows == 1 and product.target in (aten.mm.default, BYTES)
 
 
 def _view(graph: torch.fx.Graph, node: Node, shape: torch.Size) -> Node:

@@ -17,20 +17,29 @@ from .tuning import autotuned
 
 
 @triton.jit
-def _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN: tl.constexpr):
-    """Which layer this program works for: its weights, its output, its width, and the first of its columns."""
+def _pick(W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN: tl.constexpr):
+    """Which layer this program works for: its weights, scales, output and width, and the first of its columns."""
     block = tl.program_id(0)
-    W, Y, N = W0, Y0, N0
+    W, S, Y, N = W0, S0, Y0, N0
     if block >= tl.cdiv(N0, BN):
         block -= tl.cdiv(N0, BN)
-        W, Y, N = W1, Y1, N1
+        W, S, Y, N = W1, S1, Y1, N1
         if block >= tl.cdiv(N1, BN):
             block -= tl.cdiv(N1, BN)
-            W, Y, N = W2, Y2, N2
+            W, S, Y, N = W2, S2, Y2, N2
             if block >= tl.cdiv(N2, BN):
                 block -= tl.cdiv(N2, BN)
-                W, Y, N = W3, Y3, N3
-    return W, Y, N, block * BN
+                W, S, Y, N = W3, S3, Y3, N3
+    return W, S, Y, N, block * BN
+
+
+@triton.jit
+def _scales(S, n, N, dtype: tl.constexpr, SCALES: tl.constexpr):
+    """Of columns n: as they are kept (`exact`), or rounded to what the products have (`rounded`)."""
+    scale = tl.load(S + n, mask=n < N, other=0.0)
+    if SCALES == "rounded":
+        scale = scale.to(dtype)
+    return scale.to(tl.float32)
 
 
 @triton.jit
@@ -82,20 +91,48 @@ def normed(x: torch.Tensor, weights: torch.Tensor, eps: float, early: bool) -> t
     return y
 
 
-def _vector_configs() -> list[triton.Config]:
-    shapes = [(1, 1024, 4), (1, 2048, 4), (2, 512, 4), (2, 1024, 4), (4, 512, 4), (4, 1024, 8)]
+Configs = dict[int, list[triton.Config]]
+"""By the bytes of a weight: those that are the best for some product on an H200. The first is the best for all."""
+
+
+def _vector_configs(*shapes: tuple[int, int, int]) -> list[triton.Config]:
     return [triton.Config({"BN": n, "BK": k}, num_warps=warps) for n, k, warps in shapes]
 
 
-@autotuned(_vector_configs(), key=["N0", "N1", "N2", "N3", "K", "NORM", "RESIDUAL", "GATE"])
+VECTOR: Configs = {
+    2: _vector_configs((2, 1024, 4), (4, 512, 4), (1, 1024, 4), (2, 512, 4)),
+    1: _vector_configs((2, 2048, 4), (4, 1024, 4), (1, 2048, 4), (2, 1024, 4), (4, 2048, 8), (1, 4096, 8)),
+}
+
+
+def _rows_configs(*shapes: tuple[int, int, int, int]) -> list[triton.Config]:
+    return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
+
+
+ROWS: Configs = {
+    2: _rows_configs((64, 128, 4, 6), (32, 256, 4, 6), (64, 128, 4, 4), (128, 64, 4, 4)),
+    1: _rows_configs((64, 128, 4, 6), (64, 256, 4, 4), (32, 256, 4, 6), (128, 128, 4, 4), (32, 512, 4, 4)),
+}
+
+
+def _tuned(by_bytes: Configs, key: list[str]) -> Any:
+    """The decorator of a kernel with such configurations."""
+
+    def fits(configs: list[triton.Config], named: dict[str, Any], **_: Any) -> list[triton.Config]:
+        return [one for one in by_bytes[named["W0"].element_size()] if one in configs]
+
+    return autotuned(list(dict.fromkeys([*by_bytes[2], *by_bytes[1]])), key, fits)
+
+
+@_tuned(VECTOR, ["N0", "N1", "N2", "N3", "K", "NORM", "RESIDUAL", "GATE", "SCALES"])
 @triton.jit
 def _vector(
-    X, G, R, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, EPS,
-    BN: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr, GATE: tl.constexpr,
-    EARLY: tl.constexpr,
+    X, G, R, W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, FAR, SFAR, EPS,
+    BN: tl.constexpr, BK: tl.constexpr, NORM: tl.constexpr, RESIDUAL: tl.constexpr,
+    GATE: tl.constexpr, SCALES: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """One row. Grid: (blocks of BN columns of all results,)."""
-    W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
+    W, S, Y, N, start = _pick(W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
     n = start + tl.arange(0, BN)
     k = tl.arange(0, BK)
     rows, columns = _offsets(start, K, FAR, BN, GATE)
@@ -104,6 +141,10 @@ def _vector(
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
     if NORM:
         g = tl.load(G + k, mask=k < K, other=0.0)
+    if SCALES != "":
+        if GATE != "":
+            S += tl.arange(0, 2 * BN) % 2 * SFAR
+        scale = _scales(S, columns, N, Y.dtype.element_ty, SCALES)
     after_previous(EARLY)
     if RESIDUAL:
         residual = tl.load(R + n, mask=n < N, other=0.0)
@@ -123,6 +164,8 @@ def _vector(
     y = tl.sum(sums, 1)
     if NORM:
         y *= tl.rsqrt(tl.sum(squares, 0) / K + EPS)
+    if SCALES != "":
+        y *= scale
     y = y.to(Y.dtype.element_ty)
     if GATE != "":
         gate, up = tl.split(tl.reshape(y, (BN, 2)))
@@ -132,19 +175,15 @@ def _vector(
     tl.store(Y + n, y, mask=n < N)
 
 
-def _rows_configs() -> list[triton.Config]:
-    shapes = [(32, 256, 4, 4), (32, 256, 4, 6), (64, 64, 4, 6), (64, 128, 4, 4), (64, 128, 4, 6), (128, 64, 4, 4)]
-    return [triton.Config({"BN": n, "BK": k}, num_warps=warps, num_stages=stages) for n, k, warps, stages in shapes]
-
-
-@autotuned(_rows_configs(), key=["N0", "N1", "N2", "N3", "K", "BM"])
+@_tuned(ROWS, ["N0", "N1", "N2", "N3", "K", "BM", "SCALES"])
 @triton.jit
 def _rows(
-    X, W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, M,
-    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    X, W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, K, M,
+    BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SCALES: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     """M rows, at most BM. Grid: (blocks of BN columns of all layers,)."""
-    W, Y, N, start = _pick(W0, W1, W2, W3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
+    W, S, Y, N, start = _pick(W0, W1, W2, W3, S0, S1, S2, S3, Y0, Y1, Y2, Y3, N0, N1, N2, N3, BN)
     n = start + tl.arange(0, BN)
     m = tl.arange(0, BM)
     k = tl.arange(0, BK)
@@ -153,42 +192,59 @@ def _rows(
     inside = (n < N)[:, None]
     alive = (m < M)[:, None]
     w = tl.load(weights, mask=inside & (k < K)[None, :], other=0.0, eviction_policy="evict_first")
+    if SCALES != "":
+        scale = _scales(S, n, N, Y.dtype.element_ty, SCALES)
     after_previous(EARLY)
-    sums = tl.dot(w, tl.trans(tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)))
+    x = tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)
+    sums = tl.dot(w.to(x.dtype), tl.trans(x))
     for past in range(BK, K, BK):
         here = ((past + k) < K)[None, :]
         w = tl.load(weights + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
         x = tl.load(inputs + past, mask=alive & here, other=0.0)
-        sums += tl.dot(w, tl.trans(x))
+        sums += tl.dot(w.to(x.dtype), tl.trans(x))
+    if SCALES != "":
+        sums *= scale[:, None]
     tl.store(Y + m[None, :] * N + n[:, None], sums.to(Y.dtype.element_ty), mask=alive.trans(1, 0) & inside)
 
 
 def run(
-    x: torch.Tensor, weights: list[torch.Tensor], norm: torch.Tensor | None = None, eps: float = 0.0,
-    residual: torch.Tensor | None = None, activation: str = "", early: bool = False,
+    x: torch.Tensor, weights: list[torch.Tensor], scales: list[torch.Tensor], rounded: bool = False,
+    norm: torch.Tensor | None = None, eps: float = 0.0, residual: torch.Tensor | None = None, activation: str = "",
+    early: bool = False,
 ) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`; for several rows without norm, residual and activation."""
     rows, inputs = x.shape
-    far = 0
+    far = scales_far = 0
     if activation:
-        weights = list(weights[0].chunk(2)) if len(weights) == 1 else weights
-        far = (weights[1].data_ptr() - weights[0].data_ptr()) // x.element_size()
+        weights, scales = (list(parts[0].chunk(2)) if len(parts) == 1 else parts for parts in (weights, scales))
+        far = _apart(weights)
+        scales_far = _apart(scales) if scales else 0
     columns = [w.shape[0] for w in weights[: 1 if activation else 4]]
     results = [x.new_empty((rows, each)) for each in columns]
-    w = [*weights, *[weights[0]] * (4 - len(weights))]
-    y = [*results, *[results[0]] * (4 - len(results))]
+    w, s, y = (_four(parts) for parts in (weights, scales or weights, results))
     n = [*columns, *[0] * (4 - len(columns))]
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         return (sum(triton.cdiv(each, meta["BN"]) for each in columns),)
 
+    kind = ("rounded" if rounded else "exact") if scales else ""
     launch = launch_options(early)
     if rows == 1:
         g, r = (x if one is None else one for one in (norm, residual))
         _vector[grid](
-            x, g, r, *w, *y, *n, inputs, far, eps, NORM=norm is not None, RESIDUAL=residual is not None,
-            GATE=activation, EARLY=early, **launch,
+            x, g, r, *w, *s, *y, *n, inputs, far, scales_far, eps, NORM=norm is not None,
+            RESIDUAL=residual is not None, GATE=activation, SCALES=kind, EARLY=early, **launch,
         )  # fmt: skip
     else:
-        _rows[grid](x, *w, *y, *n, inputs, rows, BM=max(16, triton.next_power_of_2(rows)), EARLY=early, **launch)
+        filled = max(16, triton.next_power_of_2(rows))
+        _rows[grid](x, *w, *s, *y, *n, inputs, rows, BM=filled, SCALES=kind, EARLY=early, **launch)
     return results
+
+
+def _apart(parts: list[torch.Tensor]) -> int:
+    """Elements from the start of the first to that of the second."""
+    return (parts[1].data_ptr() - parts[0].data_ptr()) // parts[0].element_size()
+
+
+def _four(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    return [*parts, *[parts[0]] * (4 - len(parts))]

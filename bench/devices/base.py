@@ -72,6 +72,10 @@ class Device:
         """Whether a kernel may start before the one in front of it has ended, and wait by itself."""
         return False
 
+    def reads_fp8(self) -> bool:
+        """Whether Triton has floats of 8 bits (e4m3) there."""
+        return False
+
     def compiler_variables(self) -> dict[str, str]:
         """Environment variables that have to be set before anything is compiled."""
         return {}

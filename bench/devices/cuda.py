@@ -28,6 +28,10 @@ class Cuda(Accelerator):
         """Programmatic dependent launch, from compute capability 9 on."""
         return self.capability() >= (9, 0)
 
+    def reads_fp8(self) -> bool:
+        """From compute capability 8.9 on."""
+        return self.capability() >= (8, 9)
+
     def compiler_variables(self) -> dict[str, str]:
         """The assembler that torch brings, for Triton, which has one of another version.
 

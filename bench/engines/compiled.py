@@ -133,7 +133,7 @@ class Compiled(Eager):
 
         early = device.launches_early()
         options: dict[str, Any] = {
-            "post_grad_custom_pre_pass": Linears(early),
+            "post_grad_custom_pre_pass": Linears(early, device.reads_fp8()),
             "shape_padding": False,  # a copy of the weights in every step
         }
         if early:

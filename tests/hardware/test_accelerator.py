@@ -229,7 +229,7 @@ def test_what_is_done_together(kind: str, family: str, beams: int, done: list[st
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
 @pytest.mark.parametrize("capture", ["torch", "none"])
 def test_other_ways_than_the_devices_graphs(kind: str, capture: str):
-    """The tokens of `generate`, and graphs of torch.compile on CUDA; on XPU, it has none so far and the record says so."""
+    """The tokens of `generate`, and on CUDA torch.compile's graphs; on XPU it has none, and the record says so."""
     device = devices.get(kind)()
     made = model("llama").to(kind)
     options = Compiled(capture=capture)._options(device)
