@@ -274,6 +274,25 @@ def test_work_is_captured_on_a_stream_of_its_own(monkeypatch: pytest.MonkeyPatch
         assert not device.has_graphs() and device.capture(lambda: None) is None
 
 
+@pytest.mark.parametrize(
+    ("capability", "hip", "early", "fp8"),
+    [
+        ((8, 0), None, False, False),
+        ((8, 9), None, False, True),
+        ((9, 0), None, True, True),
+        ((9, 4), "6.4", False, False),
+    ],
+)
+def test_what_kernels_can_do(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], hip: str | None, early: bool, fp8: bool
+):
+    """By the compute capability, which AMD's GPUs only seem to have; nothing is known of XPU."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert (Cuda().launches_early(), Cuda().reads_fp8()) == (early, fp8)
+    assert not Xpu().launches_early() and not Xpu().reads_fp8()
+
+
 def test_triton_compiles_with_the_assembler_of_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "bin").mkdir()
     monkeypatch.setattr(torch, "__file__", str(tmp_path / "__init__.py"))

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import pytest
 
 from bench.launchers.base import search_path
 from bench.launchers.mpirun import flavour
+from bench.tensor_parallel import deepspeed
 from tests.conftest import ROOT, Bench, Done
 from tests.families_rank import FAMILIES
 
@@ -257,6 +259,34 @@ def test_a_launcher_that_cannot_start_is_one_failure(ranks: Bench) -> None:
 
 
 @needs_deepspeed
+@pytest.mark.parametrize(
+    ("shared", "told", "accelerator", "nodes", "warns"),
+    [
+        (False, None, "cpu", 1, True),
+        (True, None, "cpu", 1, False),
+        (False, "0", "cpu", 1, False),
+        (False, None, "cuda", 1, False),
+        (False, None, "cpu", 2, False),
+    ],
+)
+def test_ranks_that_could_share_memory_and_do_not_are_in_the_record(
+    monkeypatch: pytest.MonkeyPatch, shared: bool, told: str | None, accelerator: str, nodes: int, warns: bool
+) -> None:
+    """As `prepare` leaves DeepSpeed when its operation cannot be built."""
+    operations = types.SimpleNamespace(__compatible_ops__={"deepspeed_shm_comm": shared})
+    monkeypatch.setitem(sys.modules, "deepspeed", types.SimpleNamespace(ops=operations))
+    monkeypatch.setenv("DS_ACCELERATOR", accelerator)
+    monkeypatch.setenv("LOCAL_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", str(2 * nodes))
+    monkeypatch.delenv(deepspeed.SHARED_MEMORY, raising=False)
+    if told is not None:
+        monkeypatch.setenv(deepspeed.SHARED_MEMORY, told)
+    said = deepspeed._by_gloo()
+    assert [line.partition(":")[0].partition(", so")[0] for line in said] == (
+        ["DeepSpeed's all-reduce through shared memory could not be built"] if warns else []
+    )
+
+
 def test_a_tied_output_layer_is_split_like_another(ranks: Bench):
     arguments = ("run", "model=tiny-trained", "device=cpu", "precision=fp32", "num_beams=[1,4]", "lengths=16/8",
                  "iterations=1", "warmup=1")  # fmt: skip

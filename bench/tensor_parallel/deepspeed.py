@@ -98,7 +98,8 @@ class DeepSpeed(TensorParallel):
             raise build.explain(error, model) from error
         split = engine.module
         repair(split, dist.get_rank(), ranks)
-        return Sharded(build.ready(split), figures, check(self.name, before, layers(split), ranks))
+        warnings = check(self.name, before, layers(split), ranks) + _by_gloo()
+        return Sharded(build.ready(split), figures, warnings)
 
 
 def repair(model: Any, rank: int, ranks: int) -> None:
@@ -196,8 +197,7 @@ def _shared_memory() -> bool:
     import torch
     import torch.distributed as dist
 
-    one_node = os.environ["LOCAL_SIZE"] == os.environ["WORLD_SIZE"]
-    if os.environ.get(SHARED_MEMORY) == "0" or not one_node or not (shutil.which("c++") and shutil.which("ninja")):
+    if os.environ.get(SHARED_MEMORY) == "0" or not _one_node() or not (shutil.which("c++") and shutil.which("ninja")):
         return False
     build = f"python{platform.python_version()}-torch{torch.__version__}"
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions" / build))
@@ -218,6 +218,23 @@ def _shared_memory() -> bool:
             built = [False]
     dist.broadcast_object_list(built, 0)
     return built[0]
+
+
+def _by_gloo() -> tuple[str, ...]:
+    """What the record says where the ranks of a CPU's node could share memory, and do not, without being told so."""
+    import deepspeed
+
+    shared = deepspeed.ops.__compatible_ops__.get("deepspeed_shm_comm", True)
+    if os.environ["DS_ACCELERATOR"] != "cpu" or shared or not _one_node() or os.environ.get(SHARED_MEMORY) == "0":
+        return ()
+    return (
+        "DeepSpeed's all-reduce through shared memory could not be built, so gloo took its place: "
+        "it needs a C++ compiler and ninja, and the job's log says what failed",
+    )
+
+
+def _one_node() -> bool:
+    return os.environ["LOCAL_SIZE"] == os.environ["WORLD_SIZE"]
 
 
 def _accelerator(torch: Any) -> str:
