@@ -3,7 +3,7 @@
     python -m benchmarks.compiled FOLDER [PART...]
 
 Each part is one `bench run` into a folder of its own below FOLDER, with random weights, 1024/128, four iterations after
-one warm-up; all of them take twenty minutes on an H200. What is there already is not measured again. Compiled code and
+one warm-up; all of them take half an hour on an H200. What is there already is not measured again. Compiled code and
 tuned block sizes are kept in FOLDER, too, so that the first process with a model starts cold; `again` is the second.
 """
 
@@ -23,7 +23,7 @@ from bench.record import Record
 from bench.table import outcomes
 
 COMMON = ("-m", "weights=random", "lengths=1024/128", "iterations=4", "warmup=1")
-LLAMA = "model=llama-2-7b"
+LLAMA, SMALL = "model=llama-2-7b", "model=llama-3.2-1b"
 INT4 = ("precision=woq_int4", "precision.group_size=128", "precision.compute_dtype=fp16")
 FAMILIES = ("qwen3-8b", "llama-3-8b", "phi-3-mini-4k-instruct", "gpt-j-6b", "opt-6.7b")
 PARTS = {
@@ -33,23 +33,10 @@ PARTS = {
     "batches": (LLAMA, "precision=fp16", "engine=compiled", "num_beams=1", "batch_size=[8,32]"),
     "int4": (LLAMA, *INT4, "engine=compiled", "num_beams=[1,4]"),
     **{one: (f"model={one}", "precision=fp16", "engine=compiled,eager", "num_beams=[1,4]") for one in FAMILIES},
-    "tuning": (
-        LLAMA,
-        "precision=fp16",
-        "engine=compiled",
-        "engine.tune=true,false",
-        "batch_size=[1,8]",
-        "num_beams=[1,4]",
-    ),
-    "tuning-int4": (LLAMA, *INT4, "engine=compiled", "engine.tune=true,false", "num_beams=[1,4]"),
-    "capture": (
-        "model=llama-3.2-1b",
-        "precision=fp16",
-        "engine=compiled",
-        "engine.capture=device,torch,none",
-        "num_beams=[1,4]",
-    ),
-    "formats": (LLAMA, "precision=fp8,int8,nf4", "engine=compiled", "num_beams=1"),
+    "fixed-sizes": (LLAMA, "precision=fp16", "engine=compiled", "engine.tune=false", "num_beams=[1,4]"),
+    "fixed-sizes-int4": (LLAMA, *INT4, "engine=compiled", "engine.tune=false", "num_beams=[1,4]"),
+    "capture": (SMALL, "precision=fp16", "engine=compiled", "engine.capture=device,torch,none", "num_beams=1"),
+    "formats": (LLAMA, "precision=fp8,int8", "engine=compiled", "num_beams=[1,4]"),
 }
 COLUMNS = ("part", "model", "engine", "weights", "batch", "beams", "TTFT ms", "TPOT ms", "× floor", "× eager",
            "first token s", "first call s", "tuning s", "peak MiB", "tokens")  # fmt: skip

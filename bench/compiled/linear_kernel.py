@@ -59,6 +59,22 @@ def _offsets(start, K, FAR, COLUMNS: tl.constexpr, GATE: tl.constexpr):
 
 
 @triton.jit
+def _floats(w):
+    """Weights as floats of 32 bits. Put into the lowest bits of 2 ** 23, an integer is a float by one subtraction."""
+    if w.dtype == tl.int8:
+        return ((w.to(tl.int32) & 255) ^ 0x4B000080).to(tl.float32, bitcast=True) - 8388736.0  # 2 ** 23 + 128
+    return w.to(tl.float32)
+
+
+@triton.jit
+def _factors(w, dtype: tl.constexpr):
+    """Weights as tensor cores take them; bf16 takes longer to make of fp8 directly."""
+    if w.dtype == tl.float8e4nv and dtype == tl.bfloat16:
+        w = w.to(tl.float32)
+    return w.to(dtype)
+
+
+@triton.jit
 def _gated(gate, up, GATE: tl.constexpr):
     """Both as fp16 or bf16; `gelu` is the one by tanh, where (1 + tanh(z)) / 2 is sigmoid(2 z)."""
     x = gate.to(tl.float32)
@@ -152,7 +168,7 @@ def _vector(
     if NORM:
         squares = x * x
         x *= g.to(tl.float32)
-    sums = w.to(tl.float32) * x[None, :]
+    sums = _floats(w) * x[None, :]
     for past in range(BK, K, BK):
         here = (past + k) < K
         w = tl.load(weights + past, mask=inside & here[None, :], other=0.0, eviction_policy="evict_first")
@@ -160,7 +176,7 @@ def _vector(
         if NORM:
             squares += x * x
             x *= tl.load(G + past + k, mask=here, other=0.0).to(tl.float32)
-        sums += w.to(tl.float32) * x[None, :]
+        sums += _floats(w) * x[None, :]
     y = tl.sum(sums, 1)
     if NORM:
         y *= tl.rsqrt(tl.sum(squares, 0) / K + EPS)
@@ -196,12 +212,12 @@ def _rows(
         scale = _scales(S, n, N, Y.dtype.element_ty, SCALES)
     after_previous(EARLY)
     x = tl.load(inputs, mask=alive & (k < K)[None, :], other=0.0)
-    sums = tl.dot(w.to(x.dtype), tl.trans(x))
+    sums = tl.dot(_factors(w, x.dtype), tl.trans(x))
     for past in range(BK, K, BK):
         here = ((past + k) < K)[None, :]
         w = tl.load(weights + past, mask=inside & here, other=0.0, eviction_policy="evict_first")
         x = tl.load(inputs + past, mask=alive & here, other=0.0)
-        sums += tl.dot(w.to(x.dtype), tl.trans(x))
+        sums += tl.dot(_factors(w, x.dtype), tl.trans(x))
     if SCALES != "":
         sums *= scale[:, None]
     tl.store(Y + m[None, :] * N + n[:, None], sums.to(Y.dtype.element_ty), mask=alive.trans(1, 0) & inside)

@@ -16,7 +16,7 @@ from bench.devices import devices
 from bench.engines.compiled import Compiled
 from bench.models.build import RELEASE
 from tests.test_compiled import FAMILIES, VOCABULARY, model, prompts
-from tests.test_fuse import FOLDED, folded
+from tests.test_fuse import FOLDED, Seen, around_bytes, folded
 
 KIND = torch.accelerator.current_accelerator()
 COMPILED = {"llama", "qwen3", "opt", "gptj"}
@@ -247,6 +247,26 @@ def test_other_ways_than_the_devices_graphs(kind: str, capture: str):
         launched = sum("GraphLaunch" in event.name for event in profile.events())
         assert launched == (13 if capture == "torch" and kind == "cuda" else 0)
         assert bool(decoder.noticed) == (capture == "torch" and kind != "cuda")
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_layers_in_bytes(kind: str, dtype: torch.dtype):
+    """One row and several, compiled for this device, are what the layers themselves compute."""
+    device = devices.get(kind)()
+    known = dtype == torch.int8 or device.reads_fp8()
+    for rows in (1, 3):
+        torch.compiler.reset()
+        module = around_bytes(dtype).to(kind)
+        seen = Seen(device.launches_early(), device.reads_fp8())
+        options = {**Compiled()._options(device), "post_grad_custom_pre_pass": seen}
+        x = torch.randn(1, rows, 64, dtype=torch.float16, device=kind)
+        with torch.inference_mode():
+            (expected,) = module(x)
+            (found,) = torch.compile(module, options=options)(x)
+        torch.testing.assert_close(found, expected, atol=0.02 * float(expected.std()), rtol=0)
+        assert len(seen.done) == (2 if known else 0)
     torch.compiler.reset()
 
 
