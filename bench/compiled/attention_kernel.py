@@ -40,6 +40,7 @@ def _take(q, k, v, ok, top, total, sums, scale: tl.constexpr, softcap: tl.conste
 
 
 def _pieces_configs() -> list[triton.Config]:
+    """The first was the faster one for all models measured on an H200; the other needs less shared memory."""
     shapes = [(64, 2, 3), (32, 2, 2)]
     return [triton.Config({"BLOCK": n}, num_warps=warps, num_stages=stages) for n, warps, stages in shapes]
 
