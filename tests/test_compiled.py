@@ -308,7 +308,7 @@ def test_prompts_are_one_launch(monkeypatch: pytest.MonkeyPatch):
     assert len(device.launches) - before == 2 * 2  # neither with a mask nor with too many tokens
     assert decoder.unseen_memory == 42
     for usual in ((device, False), (Cpu(), True)):
-        assert not Decoder(made, Shape.of(2, 20, config), config, {}, *usual).captures
+        assert not Decoder(made, Shape.of(2, 20, config), config, {}, *usual).captures_prompts
     torch.compiler.reset()
 
 

@@ -92,7 +92,7 @@ class Decoder:
         self.step = Step(model, self.cache, self.choice, self.place)
         self.run: Callable[[], object] = self.step
         self.capture = capture
-        self.captures = compile_options is not None and capture_prompts and self.device.has_graphs()
+        self.captures_prompts = compile_options is not None and capture_prompts and self.device.has_graphs()
         self.prompt: Callable[[], None] | None = None
         self.prompt_length = 0
         if compile_options is not None:
@@ -153,7 +153,7 @@ class Decoder:
     def _fill(self, ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Put the prompts into the cache; returns the logits of their last positions, [batch, vocabulary]."""
         known = self.prompt_length == ids.shape[1]
-        one = mask is None and self.captures and ids.numel() <= CAPTURED
+        one = mask is None and self.captures_prompts and ids.numel() <= CAPTURED
         if one and known and self.prompt is not None:
             self.prompt_ids.copy_(ids)
             self.prompt()

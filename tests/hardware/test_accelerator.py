@@ -203,7 +203,7 @@ def test_captured_prompts_are_as_exact_at_real_sizes(kind: str):
         for captures in (False, True):
             decoder = Decoder(made, Shape.of(1, 1024, wanted), wanted, None, device)
             decoder._fill(ids, None)  # makes its caches
-            decoder.captures = captures
+            decoder.captures_prompts = captures
             device.reset_peak_memory()
             found = decoder._fill(ids, None)
             assert (decoder.prompt is not None) == captures
