@@ -16,9 +16,9 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
+from . import linear_kernel
 from .early_cuda import gdc_launch_dependents, gdc_wait, launch_options
 from .int4 import BLOCK
-from .linear_kernel import normed
 from .tuning import autotuned
 
 _FP16 = """
@@ -258,7 +258,7 @@ def run(
 ) -> list[torch.Tensor]:  # fmt: skip
     """See `linear.linears`, for few rows."""
     if norm is not None:
-        x = normed(x, norm, eps, early)
+        x = linear_kernel.normed(x, norm, eps, early)
     rows, inputs = x.shape
     apart = words_far = scales_far = 0
     columns = [each.shape[0] for each in scales[: 1 if activation else 4]]
@@ -266,21 +266,18 @@ def run(
         columns = [columns[0] // 2]
         apart = columns[0]
     elif activation:
-        words_far = (words[1].data_ptr() - words[0].data_ptr()) // words[0].element_size()
-        scales_far = (scales[1].data_ptr() - scales[0].data_ptr()) // scales[0].element_size()
+        words_far, scales_far = linear_kernel.apart(words), linear_kernel.apart(scales)
     results = [x.new_empty((rows, each)) for each in columns]
-
-    def four(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-        return [*tensors, *[tensors[0]] * (4 - len(tensors))]
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
         block = meta["BN"] // 2 if activation else meta["BN"]
         return (sum(triton.cdiv(each, block) for each in columns),)
 
+    w, s, y = (linear_kernel.four(parts) for parts in (words, scales, results))
     groups = scales[0].shape[1]
     launch = launch_options(early)
     _linears[grid](
-        x, x if residual is None else residual, *four(words), *four(scales), *four(results),
+        x, x if residual is None else residual, *w, *s, *y,
         *columns, *[0] * (4 - len(columns)), inputs, inputs // BLOCK, groups, apart, words_far, scales_far, rows,
         BM=max(8, triton.next_power_of_2(rows)), SPLIT=groups * BLOCK // inputs, RESIDUAL=residual is not None,
         GATE=activation, EARLY=early, UNPACK=UNPACK[x.dtype], **launch,

@@ -233,11 +233,11 @@ def run(
     far = scales_far = 0
     if activation:
         weights, scales = (list(parts[0].chunk(2)) if len(parts) == 1 else parts for parts in (weights, scales))
-        far = _apart(weights)
-        scales_far = _apart(scales) if scales else 0
+        far = apart(weights)
+        scales_far = apart(scales) if scales else 0
     columns = [w.shape[0] for w in weights[: 1 if activation else 4]]
     results = [x.new_empty((rows, each)) for each in columns]
-    w, s, y = (_four(parts) for parts in (weights, scales or weights, results))
+    w, s, y = (four(parts) for parts in (weights, scales or weights, results))
     n = [*columns, *[0] * (4 - len(columns))]
 
     def grid(meta: dict[str, Any]) -> tuple[int]:
@@ -257,10 +257,11 @@ def run(
     return results
 
 
-def _apart(parts: list[torch.Tensor]) -> int:
+def apart(parts: list[torch.Tensor]) -> int:
     """Elements from the start of the first to that of the second."""
     return (parts[1].data_ptr() - parts[0].data_ptr()) // parts[0].element_size()
 
 
-def _four(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+def four(parts: list[torch.Tensor]) -> list[torch.Tensor]:
+    """As many as kernels take; the first stands for those that are not there."""
     return [*parts, *[parts[0]] * (4 - len(parts))]
