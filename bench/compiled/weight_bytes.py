@@ -84,7 +84,10 @@ def _found(product: Node, x: Node, weights: Node) -> Found | None:
             if scale is not None or not _shaped(weights.args[1], per_column):
                 return None
             scale = weights.args[1]
-        turned ^= weights.target in TURNS
+        elif weights.target in TURNS:
+            if weights.target is aten.permute.default and list(weights.args[1]) != [1, 0]:
+                return None
+            turned = not turned
         weights = weights.args[0]
     result = product
     if scale is None and len(product.users) == 1 and product.target is aten.mm.default:

@@ -197,7 +197,7 @@ def _shared_memory() -> bool:
     import torch
     import torch.distributed as dist
 
-    if os.environ.get(SHARED_MEMORY) == "0" or not _one_node() or not (shutil.which("c++") and shutil.which("ninja")):
+    if not _may_share() or not (shutil.which("c++") and shutil.which("ninja")):
         return False
     build = f"python{platform.python_version()}-torch{torch.__version__}"
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(cache_folder() / "torch_extensions" / build))
@@ -225,7 +225,7 @@ def _by_gloo() -> tuple[str, ...]:
     import deepspeed
 
     shared = deepspeed.ops.__compatible_ops__.get("deepspeed_shm_comm", True)
-    if os.environ["DS_ACCELERATOR"] != "cpu" or shared or not _one_node() or os.environ.get(SHARED_MEMORY) == "0":
+    if os.environ["DS_ACCELERATOR"] != "cpu" or shared or not _may_share():
         return ()
     return (
         "DeepSpeed's all-reduce through shared memory could not be built, so gloo took its place: "
@@ -233,8 +233,9 @@ def _by_gloo() -> tuple[str, ...]:
     )
 
 
-def _one_node() -> bool:
-    return os.environ["LOCAL_SIZE"] == os.environ["WORLD_SIZE"]
+def _may_share() -> bool:
+    """Whether all ranks are on one node, and the user has not said otherwise."""
+    return os.environ["LOCAL_SIZE"] == os.environ["WORLD_SIZE"] and os.environ.get(SHARED_MEMORY) != "0"
 
 
 def _accelerator(torch: Any) -> str:
