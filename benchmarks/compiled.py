@@ -25,7 +25,7 @@ from bench.table import outcomes
 COMMON = ("-m", "weights=random", "lengths=1024/128", "iterations=4", "warmup=1")
 LLAMA, SMALL = "model=llama-2-7b", "model=llama-3.2-1b"
 INT4 = ("precision=woq_int4", "precision.group_size=128", "precision.compute_dtype=fp16")
-FAMILIES = ("qwen3-8b", "llama-3-8b", "phi-3-mini-4k-instruct", "gpt-j-6b", "opt-6.7b")
+FAMILIES = ("qwen3-8b", "llama-3-8b", "phi-3-mini-4k-instruct", "gpt-j-6b", "opt-6.7b", "bloom-7b1")
 PARTS = {
     "llama-2": (LLAMA, "precision=fp16", "engine=compiled,eager,static", "num_beams=[1,4]"),
     "again": (LLAMA, "precision=fp16", "engine=compiled", "num_beams=1"),

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from bench.cell import Cell, Choice, Generate
-from bench.compiled import step, tuning
+from bench.compiled import own_attention, step, tuning
 from bench.compiled.step import Decoder, Shape
 from bench.devices.cpu import Cpu
 from bench.engines import engines
@@ -53,13 +53,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "bloom": GPT,
     "falcon": {"alibi": False},
     "falcon with alibi": {"alibi": True},
+    "falcon with groups": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "stablelm": {"num_key_value_heads": 2},
+    "biogpt": {},
+    "gpt_neox_japanese": {"intermediate_multiple_size": 2},
+    "xglm": {"d_model": 64, "ffn_dim": 96, "num_layers": 2, "attention_heads": 4},
 }
-SHARED = {
-    "llama", "mistral", "qwen2", "qwen3", "phi3", "glm", "gemma2", "starcoder2", "opt", "gpt_neox", "phi", "gpt2",
-    "gpt_bigcode",
-}  # fmt: skip
-"""Families whose attention goes through transformers' interface, so that beams can share the prompt."""
 
 
 def model(family: str) -> Any:
@@ -110,8 +109,9 @@ def test_the_tokens_are_those_of_generate(family: str):
     for batch, beams, padded in ((1, 1, False), (3, 1, True), (1, 4, False), (3, 4, True)):
         expected, found, decoder = both(made, batch, beams, padded)
         assert found == expected, (batch, beams)
-        assert (type(decoder.cache).__name__ == "SharedPrompt") == (family in SHARED)
+        assert [len(layer.prompt_keys) for layer in decoder.cache.layers] == [batch] * 2  # beams share them
     assert made.config._attn_implementation == usual
+    assert not [layer for layer in made.modules() if {"forward", "_attn"} & set(vars(layer))]  # its own again
 
 
 ENDS = [5, 7, 11, 13]
@@ -401,6 +401,17 @@ def test_layers_that_see_positions_in_other_ways_are_refused(family: str, reason
     config = GenerationConfig(max_new_tokens=2)
     with pytest.raises(Unsupported, match=reason):
         Decoder(made, Shape.of(1, 20, config), config)
+
+
+def test_attention_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch):
+    config = GenerationConfig(max_new_tokens=2)
+    made = model("falcon with alibi")
+    made.config._attn_implementation = "eager"
+    with pytest.raises(Unsupported, match="no eager attention for Falcon with ALiBi"):
+        Decoder(made, Shape.of(1, 20, config), config)
+    monkeypatch.setattr(own_attention, "REPLACED", {})
+    with pytest.raises(Unsupported, match="does not know the attention of gptj: use engine=eager"):
+        Decoder(model("gptj"), Shape.of(1, 20, config), config)
 
 
 @pytest.mark.parametrize(

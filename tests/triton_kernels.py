@@ -14,19 +14,22 @@ DEVICE = torch.accelerator.current_accelerator() if GPU else torch.device("cpu")
 
 
 def attention() -> None:
-    """Prompts shared by beams, grouped heads, head sizes that are no power of two, windows, soft caps, padding."""
+    """Prompts shared by beams, many and few heads in a group, any head size, windows, soft caps, padding, ALiBi."""
     from bench.compiled import attention, attention_kernel
 
     tuned = attention_kernel._pieces
     configs = tuned.configs
-    for number, (batch, beams, heads, kv_heads, size, prompt, own, length, step, window, softcap, dtype) in enumerate((
-        (1, 1, 4, 4, 64, 128, 64, 100, 0, 0, 0.0, torch.float32),
-        (2, 4, 8, 2, 96, 256, 64, 200, 37, 0, 0.0, torch.float32),
-        (3, 3, 4, 1, 80, 64, 64, 64, 63, 30, 0.0, torch.float32),
-        (1, 2, 4, 2, 128, 1024, 64, 1000, 20, 0, 30.0, torch.float32),
-        (2, 1, 4, 4, 64, 64, 1024, 50, 1000, 0, 0.0, torch.float32),
-        (1, 4, 4, 4, 128, 256, 64, 200, 10, 0, 0.0, torch.float16),
+    for number, case in enumerate((
+        (1, 1, 4, 4, 64, 128, 64, 100, 0, 0, 0.0, False, torch.float32),
+        (2, 4, 8, 2, 96, 256, 64, 200, 37, 0, 0.0, False, torch.float32),
+        (3, 3, 4, 1, 80, 64, 64, 64, 63, 30, 0.0, False, torch.float32),
+        (1, 2, 4, 2, 128, 1024, 64, 1000, 20, 0, 30.0, False, torch.float32),
+        (2, 1, 4, 4, 64, 64, 1024, 50, 1000, 0, 0.0, False, torch.float32),
+        (1, 4, 4, 4, 128, 256, 64, 200, 10, 0, 0.0, False, torch.float16),
+        (2, 3, 4, 2, 64, 256, 128, 200, 90, 0, 0.0, True, torch.float32),
+        (2, 3, 80, 1, 16, 128, 64, 100, 50, 0, 0.0, True, torch.float16),
     )):  # fmt: skip
+        batch, beams, heads, kv_heads, size, prompt, own, length, step, window, softcap, biased, dtype = case
         tried = configs[number % len(configs)]
         if GPU:  # one each, because each is compiled
             tuned.configs = [tried]
@@ -49,6 +52,7 @@ def attention() -> None:
             draw(batch, kv_heads, prompt, size), draw(batch, kv_heads, prompt, size),
             draw(rows, kv_heads, own, size), draw(rows, kv_heads, own, size),
             whole(ancestry), whole([length]), whole([step]), whole(torch.randint(0, 20, (batch,))), 64, False,
+            draw(heads, prompt + own) if biased else None,
         )  # fmt: skip
         copy = parts._replace(own_keys=parts.own_keys.clone(), own_values=parts.own_values.clone())
         wanted = attention.reference(query, parts, 0.1, softcap, window)

@@ -45,6 +45,8 @@ class Parts(NamedTuple):
     """How many programs fill the device."""
     early: bool
     """Whether the device launches a kernel before the one in front of it has ended."""
+    bias: torch.Tensor | None = None
+    """Added to the score of a position by its distance from the prompt's first token: shape [heads, positions]."""
 
 
 def attend(
@@ -58,6 +60,7 @@ def attend(
         raise Unsupported(f"{type(module).__name__} gives its attention {', '.join(surprises)}, which compiled ignores")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or 0
+    query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32
     if kernel is not None and query.device.type != "cpu":
         result = kernel(query, *key, scale, softcap or 0.0, window)
     else:
@@ -90,6 +93,9 @@ def reference(query: torch.Tensor, parts: Parts, scale: float, softcap: float, w
     scores = (query.float() @ whole(parts.prompt_keys, parts.own_keys).float().transpose(-1, -2)) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
+    if parts.bias is not None:
+        distance = (place - first).clamp(min=0, max=parts.bias.shape[1] - 1)
+        scores = scores + parts.bias[:, distance].transpose(0, 1)[:, :, None]
     weights = scores.masked_fill(~seen[:, None, None, :], -torch.inf).softmax(-1)
     values = whole(parts.prompt_values, parts.own_values)
     return (weights.to(values.dtype) @ values).squeeze(2)

@@ -16,6 +16,8 @@ from .tuning import autotuned
 
 LEAST = 64
 """Positions that are worth a piece of their own."""
+MOST = 32
+"""Queries that a program holds: with more, several read the same piece."""
 
 
 @triton.jit
@@ -26,9 +28,14 @@ def _softcap(scores, softcap: tl.constexpr):
 
 
 @triton.jit
-def _take(q, k, v, ok, top, total, sums, scale: tl.constexpr, softcap: tl.constexpr, PRECISION: tl.constexpr):
+def _take(
+    q, k, v, ok, top, total, sums, BIAS, biases, distance, scale: tl.constexpr, softcap: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
     """Add a block of positions to the running softmax: highest score, sum of weights, weighted sum of values."""
     scores = _softcap(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale, softcap)
+    if BIAS is not None:
+        scores += tl.load(BIAS + biases[:, None] + distance[None, :], mask=ok[None, :], other=0.0).to(tl.float32)
     scores = tl.where(ok[None, :], scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
     shift = tl.where(higher == float("-inf"), 0.0, higher)
@@ -48,21 +55,24 @@ def _pieces_configs() -> list[triton.Config]:
 @autotuned(_pieces_configs(), key=["heads", "K", "GROUP", "D", "PROMPT_PIECES", "OWN_PIECES"])
 @triton.jit
 def _pieces(
-    Q, PK, PV, GK, GV, NK, NV, ANCESTRY, PROMPT_LENGTH, STEP, PAD, OUT, TOP, TOTAL,
+    Q, PK, PV, GK, GV, NK, NV, ANCESTRY, PROMPT_LENGTH, STEP, PAD, BIAS, OUT, TOP, TOTAL,
     q_row, q_head, pk_batch, pk_head, pk_pos, gk_row, gk_head, gk_pos, nk_row, nk_head, nv_row, nv_head, ancestry_row,
-    heads, scale: tl.constexpr, softcap: tl.constexpr, window: tl.constexpr,
+    bias_head, heads, scale: tl.constexpr, softcap: tl.constexpr, window: tl.constexpr,
     K: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, ROWS: tl.constexpr,
     BLOCK: tl.constexpr, PROMPT_PIECES: tl.constexpr, OWN_PIECES: tl.constexpr, PRECISION: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    """One piece. Grid: (batch * key-value heads, K * OWN_PIECES + PROMPT_PIECES).
+    """One piece for up to ROWS queries. Grid: (batch * key-value heads, K * OWN_PIECES * _ + PROMPT_PIECES * _).
 
     A prompt's piece serves K * GROUP queries at once. A piece of a row's own positions serves its GROUP queries, and
     reads each position from the row that `ancestry` names; the last one also takes the new position and stores it.
+    With more than ROWS queries, that is for several programs (the _ above).
     Own pieces are short but read one thing after the other, so they come first: last, the device would wait for them.
     """
     pair = tl.program_id(0)
-    piece = tl.program_id(1) - K * OWN_PIECES
+    own_programs = (GROUP + ROWS - 1) // ROWS
+    prompt_programs = (K * GROUP + ROWS - 1) // ROWS
+    program = tl.program_id(1) - K * OWN_PIECES * own_programs
     kv_heads = heads // GROUP
     batch = pair // kv_heads
     head = pair % kv_heads
@@ -71,14 +81,18 @@ def _pieces(
     in_head = d < D
     lanes = tl.arange(0, ROWS)
     prompt_length = tl.load(PROMPT_LENGTH)
-    first = tl.load(PAD + batch)
+    pad = tl.load(PAD + batch)
+    first = pad
     top = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
     sums = tl.zeros([ROWS, D2], tl.float32)
-    if piece >= 0:
+    if program >= 0:
+        piece = program // prompt_programs
+        lanes += program % prompt_programs * ROWS
         row = batch * K + lanes // GROUP
         query_head = head * GROUP + lanes % GROUP
         alive = lanes < K * GROUP
+        biases = tl.where(alive, query_head * bias_head, 0)
         slot = piece
         span = tl.cdiv(tl.cdiv(prompt_length, PROMPT_PIECES), BLOCK) * BLOCK
         start = piece * span
@@ -95,7 +109,9 @@ def _pieces(
         q = tl.load(Q + row[:, None] * q_row + query_head[:, None] * q_head + d[None, :],
                     mask=alive[:, None] & in_head[None, :], other=0.0)  # fmt: skip
         ok = (position < stop) & (position >= first)
-        top, total, sums = _take(q, k, v, ok, top, total, sums, scale, softcap, PRECISION)
+        top, total, sums = _take(
+            q, k, v, ok, top, total, sums, BIAS, biases, position - pad, scale, softcap, PRECISION
+        )  # fmt: skip
         for begin in range(tl.maximum(start + BLOCK, first // BLOCK * BLOCK), stop, BLOCK):
             position = begin + tl.arange(0, BLOCK)
             valid = position < stop
@@ -103,13 +119,17 @@ def _pieces(
             k = tl.load(keys + position[:, None] * pk_pos + d[None, :], mask=inside, other=0.0)
             v = tl.load(values + position[:, None] * pk_pos + d[None, :], mask=inside, other=0.0)
             ok = valid & (position >= first)
-            top, total, sums = _take(q, k, v, ok, top, total, sums, scale, softcap, PRECISION)
+            top, total, sums = _take(
+                q, k, v, ok, top, total, sums, BIAS, biases, position - pad, scale, softcap, PRECISION
+            )  # fmt: skip
     else:
-        own = tl.program_id(1) % OWN_PIECES
-        beam = tl.program_id(1) // OWN_PIECES
+        own = tl.program_id(1) // own_programs % OWN_PIECES
+        beam = tl.program_id(1) // own_programs // OWN_PIECES
+        lanes += tl.program_id(1) % own_programs * ROWS
         row = batch * K + beam + lanes * 0
         query_head = head * GROUP + lanes
         alive = lanes < GROUP
+        biases = tl.where(alive, query_head * bias_head, 0)
         slot = PROMPT_PIECES + own
         me = batch * K + beam
         step = tl.load(STEP)
@@ -130,7 +150,9 @@ def _pieces(
         q = tl.load(Q + row[:, None] * q_row + query_head[:, None] * q_head + d[None, :],
                     mask=alive[:, None] & in_head[None, :], other=0.0)  # fmt: skip
         ok = (position < stop) & (position + prompt_length >= first)
-        top, total, sums = _take(q, k, v, ok, top, total, sums, scale, softcap, PRECISION)
+        top, total, sums = _take(
+            q, k, v, ok, top, total, sums, BIAS, biases, position + prompt_length - pad, scale, softcap, PRECISION
+        )  # fmt: skip
         for begin in range(start + BLOCK, stop, BLOCK):
             position = begin + tl.arange(0, BLOCK)
             valid = position < stop
@@ -140,7 +162,9 @@ def _pieces(
             k = tl.load(GK + offset, mask=inside, other=0.0)
             v = tl.load(GV + offset, mask=inside, other=0.0)
             ok = valid & (position + prompt_length >= first)
-            top, total, sums = _take(q, k, v, ok, top, total, sums, scale, softcap, PRECISION)
+            top, total, sums = _take(
+                q, k, v, ok, top, total, sums, BIAS, biases, position + prompt_length - pad, scale, softcap, PRECISION
+            )  # fmt: skip
         if own == OWN_PIECES - 1:
             new_k = tl.load(NK + me * nk_row + head * nk_head + d, mask=in_head, other=0.0)
             new_v = tl.load(NV + me * nv_row + head * nv_head + d, mask=in_head, other=0.0)
@@ -148,6 +172,8 @@ def _pieces(
             tl.store(GK + place + d, new_k, mask=in_head)
             tl.store(GV + place + d, new_v, mask=in_head)
             score = _softcap(tl.sum(q.to(tl.float32) * new_k.to(tl.float32)[None, :], 1) * scale, softcap)
+            if BIAS is not None:
+                score += tl.load(BIAS + biases + prompt_length + step - pad).to(tl.float32)
             higher = tl.maximum(top, score)
             weight = tl.exp(score - higher)
             fade = tl.exp(top - higher)
@@ -198,28 +224,30 @@ def attend(
     query: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor,
     prompt_keys: torch.Tensor, prompt_values: torch.Tensor, own_keys: torch.Tensor, own_values: torch.Tensor,
     ancestry: torch.Tensor, prompt_length: torch.Tensor, step: torch.Tensor, pad: torch.Tensor,
-    units: int, early: bool, scale: float, softcap: float, window: int,
+    units: int, early: bool, bias: torch.Tensor | None, scale: float, softcap: float, window: int,
 ) -> torch.Tensor:  # fmt: skip
     """See `attention.reference`, which computes the same. `units` is how many programs fill the device."""
     rows, heads, _, size = query.shape
     batch, kv_heads = prompt_keys.shape[:2]
     beams, group = rows // batch, heads // kv_heads
-    prompt_pieces = _cut(units, batch * kv_heads, prompt_keys.shape[2])
-    own_pieces = max(1, min(units // 4 // (rows * kv_heads), -(-own_keys.shape[2] // LEAST)))
+    held = max(16, min(MOST, _power_of_two(beams * group)))
+    own_programs, prompt_programs = triton.cdiv(group, held), triton.cdiv(beams * group, held)
+    prompt_pieces = _cut(units, batch * kv_heads * prompt_programs, prompt_keys.shape[2])
+    own_pieces = max(1, min(units // 4 // (rows * kv_heads * own_programs), -(-own_keys.shape[2] // LEAST)))
     pieces = prompt_pieces + own_pieces
     partial = torch.empty((rows * heads, pieces, size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)
     total = torch.empty_like(top)
     launch = launch_options(early)
     result = torch.empty((rows, heads, size), dtype=query.dtype, device=query.device)
-    _pieces[(batch * kv_heads, beams * own_pieces + prompt_pieces)](
+    _pieces[(batch * kv_heads, beams * own_pieces * own_programs + prompt_pieces * prompt_programs)](
         query, prompt_keys, prompt_values, own_keys, own_values, new_keys, new_values,
-        ancestry, prompt_length, step, pad, partial, top, total,
+        ancestry, prompt_length, step, pad, bias, partial, top, total,
         query.stride(0), query.stride(1), prompt_keys.stride(0), prompt_keys.stride(1), prompt_keys.stride(2),
         own_keys.stride(0), own_keys.stride(1), own_keys.stride(2),
         new_keys.stride(0), new_keys.stride(1), new_values.stride(0), new_values.stride(1), ancestry.stride(0),
-        heads, scale=scale, softcap=softcap, window=window,
-        K=beams, GROUP=group, D=size, D2=_power_of_two(size), ROWS=max(16, _power_of_two(beams * group)),
+        0 if bias is None else bias.stride(0), heads, scale=scale, softcap=softcap, window=window,
+        K=beams, GROUP=group, D=size, D2=_power_of_two(size), ROWS=held,
         PROMPT_PIECES=prompt_pieces, OWN_PIECES=own_pieces,
         PRECISION="ieee" if query.dtype == torch.float32 else "tf32", EARLY=early, **launch,
     )  # fmt: skip

@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import Unsupported
+from . import own_attention
 from .attention import NAME, Parts
 
 
@@ -57,9 +58,9 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, place: Place, prompt_capacity: int) -> None:
+    def __init__(self, place: Place, prompt_capacity: int, bias: torch.Tensor | None) -> None:
         super().__init__()
-        self.place = place
+        self.place, self.bias = place, bias
         self.prompt_capacity = prompt_capacity
         self.filling = True
 
@@ -87,7 +88,7 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
         place = self.place
         parts = Parts(
             key_states, value_states, self.prompt_keys, self.prompt_values, self.keys, self.values,
-            place.ancestry, place.prompt_length, place.step, place.pad, place.units, place.early,
+            place.ancestry, place.prompt_length, place.step, place.pad, place.units, place.early, self.bias,
         )  # fmt: skip
         return parts, parts
 
@@ -105,15 +106,19 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
 
 
 class SharedPrompt:
-    """The cache of families whose attention goes through transformers' attention interface."""
+    """The cache of all layers, and the attention that reads it."""
 
     def __init__(self, model: Any, place: Place, prompt_capacity: int) -> None:
         config = model.config.get_text_config(decoder=True)
         self.model, self.place = model, place
-        self.layers = [SharedPromptLayer(place, prompt_capacity) for _ in range(config.num_hidden_layers)]
+        bias = own_attention.bias(model, prompt_capacity + place.capacity)
+        if bias is not None:
+            stay(bias)
+        self.layers = [SharedPromptLayer(place, prompt_capacity, bias) for _ in range(config.num_hidden_layers)]
         self.cache = Cache(layers=list(self.layers))
         self.config = config
         self.usual = config._attn_implementation
+        self.methods = own_attention.methods(model)
         self.mask = stay(torch.ones(place.rows, 1, dtype=torch.int64, device=place.step.device))
 
     def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
@@ -131,75 +136,10 @@ class SharedPrompt:
         """
         return {"past_key_values": self.cache, "attention_mask": self.mask}
 
-    def inherit(self, parents: torch.Tensor) -> None:
-        """Nothing moves: `Place.ancestry` knows where the positions are."""
-
     def decoding(self, yes: bool) -> None:
         """Switch between the model's own attention, for prompts, and `attention.attend`."""
         for layer in self.layers:
             layer.filling = not yes
+        for method in self.methods:
+            method.replace(yes)
         self.config._attn_implementation = NAME if yes else self.usual
-
-
-class Expanded:
-    """transformers' own static cache, for other families: each row has the whole prompt, and beams move.
-
-    Prompts end where the generated positions begin, so that these are at the same place for every length.
-    """
-
-    def __init__(self, model: Any, place: Place, prompt_capacity: int) -> None:
-        self.model, self.place, self.prompt_capacity = model, place, prompt_capacity
-        length = prompt_capacity + place.capacity
-        config = model.config.get_text_config(decoder=True)
-        self.cache = StaticCache(config=config, max_cache_len=length)
-        self.mask = stay(torch.ones(place.rows, length, dtype=torch.int64, device=place.step.device))
-
-    def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
-        """See `SharedPrompt.fill`."""
-        cache = DynamicCache()
-        output = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids, past_key_values=cache, use_cache=True,
-            logits_to_keep=1,
-        )  # fmt: skip
-        beams, end, start = self.place.beams, self.prompt_capacity, self.prompt_capacity - ids.shape[1]
-        for kept, layer in zip(cache.layers, self.cache.layers, strict=True):
-            keys, values = (part.repeat_interleave(beams, dim=0) for part in (kept.keys, kept.values))
-            if not layer.is_initialized:
-                layer.lazy_initialization(keys, values)
-            layer.keys[:, :, start:end], layer.values[:, :, start:end] = keys, values
-            layer.cumulative_length.fill_(end)
-        self.mask.fill_(1)
-        self.mask[:, :start] = 0
-        if mask is not None:
-            self.mask[:, start:end] = mask.repeat_interleave(beams, dim=0)
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
-
-    def arguments(self) -> dict[str, Any]:
-        """See `SharedPrompt.arguments`."""
-        return {"past_key_values": self.cache, "attention_mask": self.mask}
-
-    def decoding(self, yes: bool) -> None:
-        """The model's own attention does both."""
-
-    def inherit(self, parents: torch.Tensor) -> None:
-        """Move the generated positions of each row to the rows that continue it."""
-        for layer in self.cache.layers:
-            for kept in (layer.keys, layer.values):
-                move_rows(kept, parents, self.prompt_capacity)
-
-
-@torch.library.custom_op("bench::move_rows", mutates_args={"kept"})
-def move_rows(kept: torch.Tensor, parents: torch.Tensor, start: int) -> None:
-    """Let row i of `kept` [rows, heads, length, size] hold what row parents[i] held, from position `start`.
-
-    An operator of its own, because Inductor (seen in torch 2.13 on CPU) makes of this gather, after the cache's
-    index_copy_, a loop that reads rows which it has already overwritten.
-    """
-    own = kept[:, :, start:]
-    own.copy_(own.index_select(0, parents))
-
-
-@move_rows.register_fake
-def _(kept: torch.Tensor, parents: torch.Tensor, start: int) -> None:
-    return None

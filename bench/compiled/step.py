@@ -19,7 +19,8 @@ from transformers.generation.logits_process import (
 
 from ..devices.base import Device
 from ..errors import Unsupported
-from .cache import Expanded, Place, SharedPrompt
+from . import own_attention
+from .cache import Place, SharedPrompt
 from .choose import Beams, Choice, Single
 
 CAPTURED = 4096
@@ -52,7 +53,7 @@ class Shape:
 class Step(torch.nn.Module):
     """One token for every row: forward, choice and bookkeeping, with nothing left to the host but calling it."""
 
-    def __init__(self, model: Any, cache: SharedPrompt | Expanded, choice: Choice, place: Place) -> None:
+    def __init__(self, model: Any, cache: SharedPrompt, choice: Choice, place: Place) -> None:
         super().__init__()
         self.model, self.cache, self.choice, self.place = model, cache, choice, place
 
@@ -66,7 +67,6 @@ class Step(torch.nn.Module):
         ).logits[:, -1]
         parents = self.choice(logits.float(), place.step.long() + 1)
         if parents is not None:
-            self.cache.inherit(parents)
             place.inherit(parents)
         place.step.add_(1)
 
@@ -87,7 +87,8 @@ class Decoder:
         self.device = device or Device()
         units, early = 2 * self.device.processors(), self.device.launches_early()
         self.place = Place(shape.batch, shape.beams, shape.output, model.device, units, early)
-        self.cache = _cache(model)(model, self.place, shape.prompt)
+        _check(model)
+        self.cache = SharedPrompt(model, self.place, shape.prompt)
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
         self.run: Callable[[], object] = self.step
@@ -135,9 +136,7 @@ class Decoder:
         # What is small comes after what is large, when the device is busy and the host has time.
         place.begin(ids.shape[1], torch.zeros_like(place.pad) if mask is None else ids.shape[1] - mask.sum(-1))
         choice.begin(length)
-        parents = choice(logits.float().repeat_interleave(place.beams, dim=0), place.step.long())
-        if parents is not None:
-            self.cache.inherit(parents)
+        choice(logits.float().repeat_interleave(place.beams, dim=0), place.step.long())
         on_step()
         made = 1
         self.cache.decoding(True)
@@ -187,19 +186,21 @@ def _positions(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
-def _cache(model: Any) -> type[SharedPrompt] | type[Expanded]:
-    """The cache that the family's attention can use. Raises Unsupported where positions are seen in other ways."""
-    shares = bool(getattr(model, "_supports_attention_backend", False))
+def _check(model: Any) -> None:
+    """Raises Unsupported where the cache, or the attention that reads it, does not fit the family."""
     config = model.config.get_text_config(decoder=True)
-    known = {"full_attention", "sliding_attention"} if shares else {"full_attention"}
+    asks = own_attention.asks_interface(model)
+    known = {"full_attention", "sliding_attention"} if asks else {"full_attention"}
     others = sorted(set(getattr(config, "layer_types", None) or ()) - known)
+    reason = ""
     if others:
-        raise Unsupported(
-            f"engine=compiled has no cache for {', '.join(others)} of {config.model_type}: use engine=eager"
-        )
-    if not getattr(model, "_can_compile_fullgraph", False):
-        raise Unsupported(f"transformers has no static cache for {config.model_type}: use engine=eager")
-    return SharedPrompt if shares else Expanded
+        reason = f"engine=compiled has no cache for {', '.join(others)} of {config.model_type}"
+    elif not getattr(model, "_can_compile_fullgraph", False):
+        reason = f"transformers has no static cache for {config.model_type}"
+    elif not asks and not own_attention.methods(model):
+        reason = f"engine=compiled does not know the attention of {config.model_type}"
+    if reason:
+        raise Unsupported(f"{reason}: use engine=eager")
 
 
 def _choice(place: Place, config: GenerationConfig) -> Choice:

@@ -19,7 +19,7 @@ from tests.test_compiled import FAMILIES, VOCABULARY, model, prompts
 from tests.test_fuse import FOLDED, Seen, around_bytes, folded
 
 KIND = torch.accelerator.current_accelerator()
-COMPILED = {"llama", "qwen3", "opt", "gptj"}
+COMPILED = {"llama", "qwen3", "opt", "gptj", "bloom"}
 """Families that are compiled here without `-m slow`: it takes half a minute each."""
 MASKS_FROM_HOST = RELEASE < (5, 21)
 """transformers before it copies a number from the host for the mask of attention without SDPA, which no graph holds."""

@@ -1,0 +1,117 @@
+"""Attention of families that do not call transformers' interface, and what takes its place while a step is traced.
+
+Another family: add what replaces a method of its attention layer to `REPLACED`, and, where positions add to the scores,
+how much to `bias`. The family's own code still fills prompts.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import types
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from transformers.models.bloom import modeling_bloom
+from transformers.models.falcon import modeling_falcon
+
+from ..errors import Unsupported
+from .attention import attend
+
+
+class Method(NamedTuple):
+    """A method of an attention layer, and the one that is there for new tokens."""
+
+    layer: torch.nn.Module
+    name: str
+    new: types.MethodType
+
+    def replace(self, yes: bool) -> None:
+        """Put the new method into the layer, or give it back its own."""
+        if yes:
+            setattr(self.layer, self.name, self.new)
+        else:
+            self.layer.__dict__.pop(self.name, None)
+
+
+def _attn(self: Any, query: torch.Tensor, key: Any, value: Any, attention_mask: None = None) -> tuple[Any, None]:
+    """The product that GPT-J's layer and those like it have as a method: shape [rows, heads, 1, head size]."""
+    return attend(self, query, key, value, None)[0].transpose(1, 2), None
+
+
+def _bloom(
+    self: Any, hidden_states: torch.Tensor, residual: torch.Tensor, *_: Any, layer_past: Any, **__: Any
+) -> tuple[Any, None]:
+    query, key, value = self._reshape(self.query_key_value(hidden_states))
+    return self.dense(_mixed(self, query, key, value, layer_past)) + residual, None
+
+
+def _falcon(
+    self: Any, hidden_states: torch.Tensor, alibi: torch.Tensor | None, *_: Any, layer_past: Any,
+    position_embeddings: Any, **__: Any,
+) -> tuple[Any, None]:  # fmt: skip
+    query, key, value = (part.transpose(1, 2) for part in self._split_heads(self.query_key_value(hidden_states)))
+    if alibi is None:
+        query, key = modeling_falcon.apply_rotary_pos_emb(query, key, *position_embeddings)
+    return self.dense(_mixed(self, query, key, value, layer_past)), None
+
+
+def _xglm(self: Any, hidden_states: torch.Tensor, past_key_values: Any, **_: Any) -> tuple[Any, None]:
+    query, key, value = (
+        layer(hidden_states).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+        for layer in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    return self.out_proj(_mixed(self, query, key, value, past_key_values)), None
+
+
+def _mixed(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: Any) -> torch.Tensor:
+    """Attention from projections of shape [rows, heads, 1, head size]; returns [rows, 1, hidden size]."""
+    parts, _ = cache.update(key, value, layer.layer_idx)
+    return attend(layer, query, parts, parts, None)[0].flatten(2)
+
+
+REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
+    "GPTJAttention": ("_attn", _attn),
+    "CodeGenAttention": ("_attn", _attn),
+    "GPTNeoXJapaneseAttention": ("_attn", _attn),
+    "BloomAttention": ("forward", _bloom),
+    "FalconAttention": ("forward", _falcon),
+    "XGLMAttention": ("forward", _xglm),
+}
+"""By the class of the attention layer: the method that is replaced, and by what."""
+
+
+def asks_interface(model: Any) -> bool:
+    """Whether the family's layers look their attention up in transformers' interface."""
+    module = sys.modules[type(model).__module__]
+    return getattr(model, "_supports_attention_backend", False) or hasattr(module, "ALL_ATTENTION_FUNCTIONS")
+
+
+def methods(model: Any) -> list[Method]:
+    """What is to be replaced in `model`: nothing, if its family is not known here."""
+    found = []
+    for layer in model.modules():
+        name, new = REPLACED.get(type(layer).__name__, ("", None))
+        if new is not None:
+            found.append(Method(layer, name, types.MethodType(new, layer)))
+    return found
+
+
+def bias(model: Any, length: int) -> torch.Tensor | None:
+    """What positions add to scores by their distance from the prompt's start, [heads, length]; None for nothing.
+
+    ALiBi (Press et al. 2022), in the dtype and with the rounding of the family's own code. Raises Unsupported for
+    Falcon's eager attention, where transformers 5 adds it twice: in the scores and in the mask.
+    """
+    config = model.config.get_text_config(decoder=True)
+    family = config.model_type
+    if family != "bloom" and not (family == "falcon" and config.alibi):
+        return None
+    if family == "falcon" and config._attn_implementation == "eager":
+        raise Unsupported("engine=compiled has no eager attention for Falcon with ALiBi: use engine.attention=sdpa")
+    heads = config.num_attention_heads
+    ones = torch.ones(1, length, dtype=torch.int64, device=model.device)
+    build = (modeling_bloom if family == "bloom" else modeling_falcon).build_alibi_tensor
+    table: torch.Tensor = build(ones, heads, model.dtype).squeeze(1)
+    return table if family == "bloom" else table / math.sqrt(config.hidden_size // heads)
