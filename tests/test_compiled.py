@@ -55,6 +55,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "falcon with alibi": {"alibi": True},
     "falcon with groups": {"new_decoder_architecture": True, "num_kv_heads": 2},
     "stablelm": {"num_key_value_heads": 2},
+    "gpt_oss": {
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "sliding_window": 8,
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "mixtral": {"num_key_value_heads": 2, "num_local_experts": 4},
     "biogpt": {},
     "gpt_neox_japanese": {"intermediate_multiple_size": 2},
     "xglm": {"d_model": 64, "ffn_dim": 96, "num_layers": 2, "attention_heads": 4},
@@ -68,9 +76,9 @@ def model(family: str) -> Any:
     torch.manual_seed(0)
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     made.requires_grad_(False)
-    for parameter in made.parameters():
-        if parameter.dim() > 1:
-            torch.nn.init.normal_(parameter, std=0.15)
+    for name, parameter in made.named_parameters():
+        if parameter.dim() > 1 or name.endswith("sinks"):
+            torch.nn.init.normal_(parameter, std=0.15 if parameter.dim() > 1 else 2)
     return build.ready(made)
 
 
@@ -384,8 +392,8 @@ def test_scores_that_are_no_numbers_are_seen():
 def test_a_family_with_other_arguments_to_attention_is_refused():
     from bench.compiled.attention import attend
 
-    with pytest.raises(Unsupported, match="gives its attention s_aux"):
-        attend(torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 8), None, None, None, s_aux=torch.zeros(1))
+    with pytest.raises(Unsupported, match="gives its attention position_bias"):
+        attend(torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 8), None, None, None, position_bias=torch.zeros(1))
 
 
 @pytest.mark.parametrize(
@@ -412,6 +420,10 @@ def test_attention_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(own_attention, "REPLACED", {})
     with pytest.raises(Unsupported, match="does not know the attention of gptj: use engine=eager"):
         Decoder(model("gptj"), Shape.of(1, 20, config), config)
+    made = model("llama")
+    made.config.kv_lora_rank = 16
+    with pytest.raises(Unsupported, match="has no multi-head latent attention, which llama has: use engine=eager"):
+        Decoder(made, Shape.of(1, 20, config), config)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ DEVICE = torch.accelerator.current_accelerator() if GPU else torch.device("cpu")
 
 
 def attention() -> None:
-    """Prompts shared by beams, many and few heads in a group, any head size, windows, soft caps, padding, ALiBi."""
+    """Shared prompts, few and many heads in a group, head sizes, windows, soft caps, padding, ALiBi, sinks."""
     from bench.compiled import attention, attention_kernel
 
     tuned = attention_kernel._pieces
@@ -55,8 +55,9 @@ def attention() -> None:
             draw(heads, prompt + own) if biased else None,
         )  # fmt: skip
         copy = parts._replace(own_keys=parts.own_keys.clone(), own_values=parts.own_values.clone())
-        wanted = attention.reference(query, parts, 0.1, softcap, window)
-        found = attention_kernel.attend(query, *copy, 0.1, softcap, window)
+        sinks = 3 + draw(heads) if biased else None
+        wanted = attention.reference(query, parts, sinks, 0.1, softcap, window)
+        found = attention_kernel.attend(query, *copy, sinks, 0.1, softcap, window)
         torch.testing.assert_close(found, wanted, atol=1e-3 if dtype == torch.float16 else 2e-6, rtol=0)
         assert torch.equal(parts.own_keys, copy.own_keys) and torch.equal(parts.own_values, copy.own_values)
 

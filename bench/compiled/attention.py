@@ -52,9 +52,12 @@ class Parts(NamedTuple):
 def attend(
     module: torch.nn.Module, query: torch.Tensor, key: Parts, value: Parts, attention_mask: None,
     scaling: float | None = None,
-    sliding_window: int | None = None, softcap: float | None = None, **other: Any,
+    sliding_window: int | None = None, softcap: float | None = None, s_aux: torch.Tensor | None = None, **other: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
-    """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache."""
+    """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache.
+
+    `s_aux` is transformers' name for sinks: scores of shape [heads] that no value belongs to.
+    """
     surprises = sorted(name for name, given in other.items() if given is not None and name not in UNUSED)
     if any(isinstance(other[name], torch.Tensor) for name in surprises):
         raise Unsupported(f"{type(module).__name__} gives its attention {', '.join(surprises)}, which compiled ignores")
@@ -62,13 +65,15 @@ def attend(
     window = sliding_window or 0
     query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32
     if kernel is not None and query.device.type != "cpu":
-        result = kernel(query, *key, scale, softcap or 0.0, window)
+        result = kernel(query, *key, s_aux, scale, softcap or 0.0, window)
     else:
-        result = reference(query, key, scale, softcap or 0.0, window)
+        result = reference(query, key, s_aux, scale, softcap or 0.0, window)
     return result.unsqueeze(1), None
 
 
-def reference(query: torch.Tensor, parts: Parts, scale: float, softcap: float, window: int) -> torch.Tensor:
+def reference(
+    query: torch.Tensor, parts: Parts, sinks: torch.Tensor | None, scale: float, softcap: float, window: int
+) -> torch.Tensor:
     """The same in plain torch, for devices without Triton: shape [rows, heads, head size]."""
     rows, heads, _, _ = query.shape
     batch, kv_heads, capacity, _ = parts.prompt_keys.shape
@@ -96,7 +101,10 @@ def reference(query: torch.Tensor, parts: Parts, scale: float, softcap: float, w
     if parts.bias is not None:
         distance = (place - first).clamp(min=0, max=parts.bias.shape[1] - 1)
         scores = scores + parts.bias[:, distance].transpose(0, 1)[:, :, None]
-    weights = scores.masked_fill(~seen[:, None, None, :], -torch.inf).softmax(-1)
+    scores = scores.masked_fill(~seen[:, None, None, :], -torch.inf)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.float()[None, :, None, None].expand(rows, -1, 1, 1)], dim=-1)
+    weights = scores.softmax(-1)[..., : len(place)]
     values = whole(parts.prompt_values, parts.own_values)
     return (weights.to(values.dtype) @ values).squeeze(2)
 

@@ -188,10 +188,10 @@ def _pieces(
 
 @triton.jit
 def _join(
-    OUT, TOP, TOTAL, RESULT, D: tl.constexpr, D2: tl.constexpr, PIECES: tl.constexpr, PIECES2: tl.constexpr,
-    EARLY: tl.constexpr,
+    OUT, TOP, TOTAL, SINKS, RESULT, heads, D: tl.constexpr, D2: tl.constexpr,
+    PIECES: tl.constexpr, PIECES2: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Softmax-weighted mean of the pieces. Grid: (rows * heads,)."""
+    """Softmax-weighted mean of the pieces. Grid: (rows * heads,). A sink has a score, and a value of 0."""
     pair = tl.program_id(0)
     piece = tl.arange(0, PIECES2)
     d = tl.arange(0, D2)
@@ -201,8 +201,12 @@ def _join(
     total = tl.load(TOTAL + pair * PIECES + piece, mask=here, other=0.0)
     sums = tl.load(OUT + (pair * PIECES + piece[:, None]) * D + d[None, :],
                    mask=here[:, None] & (d < D)[None, :], other=0.0)  # fmt: skip
-    weight = tl.exp(top - tl.max(top, 0))
-    result = tl.sum(weight[:, None] * sums, 0) / tl.sum(weight * total, 0)
+    highest = tl.max(top, 0)
+    weight = tl.exp(top - highest)
+    whole = tl.sum(weight * total, 0)
+    if SINKS is not None:
+        whole += tl.exp(tl.load(SINKS + pair % heads).to(tl.float32) - highest)
+    result = tl.sum(weight[:, None] * sums, 0) / whole
     tl.store(RESULT + pair * D + d, result.to(RESULT.dtype.element_ty), mask=d < D)
 
 
@@ -224,7 +228,8 @@ def attend(
     query: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor,
     prompt_keys: torch.Tensor, prompt_values: torch.Tensor, own_keys: torch.Tensor, own_values: torch.Tensor,
     ancestry: torch.Tensor, prompt_length: torch.Tensor, step: torch.Tensor, pad: torch.Tensor,
-    units: int, early: bool, bias: torch.Tensor | None, scale: float, softcap: float, window: int,
+    units: int, early: bool, bias: torch.Tensor | None, sinks: torch.Tensor | None,
+    scale: float, softcap: float, window: int,
 ) -> torch.Tensor:  # fmt: skip
     """See `attention.reference`, which computes the same. `units` is how many programs fill the device."""
     rows, heads, _, size = query.shape
@@ -253,8 +258,8 @@ def attend(
     )  # fmt: skip
     joined = _power_of_two(pieces), _power_of_two(size)
     _join[(rows * heads,)](
-        partial, top, total, result, D=size, D2=joined[1], PIECES=pieces, PIECES2=joined[0], EARLY=early,
-        num_warps=max(1, min(8, joined[0] * joined[1] // 4096)), **launch,
+        partial, top, total, sinks, result, heads, D=size, D2=joined[1], PIECES=pieces, PIECES2=joined[0],
+        EARLY=early, num_warps=max(1, min(8, joined[0] * joined[1] // 4096)), **launch,
     )  # fmt: skip
     return result
 
