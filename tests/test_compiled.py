@@ -113,12 +113,13 @@ def both(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_tokens_are_those_of_generate(family: str):
     made = model(family)
-    usual = made.config._attn_implementation
+    config = made.config
+    usual = config._attn_implementation, config._experts_implementation
     for batch, beams, padded in ((1, 1, False), (3, 1, True), (1, 4, False), (3, 4, True)):
         expected, found, decoder = both(made, batch, beams, padded)
         assert found == expected, (batch, beams)
         assert [len(layer.prompt_keys) for layer in decoder.cache.layers] == [batch] * 2  # beams share them
-    assert made.config._attn_implementation == usual
+    assert (config._attn_implementation, config._experts_implementation) == usual
     assert not [layer for layer in made.modules() if {"forward", "_attn"} & set(vars(layer))]  # its own again
 
 

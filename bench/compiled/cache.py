@@ -118,6 +118,7 @@ class SharedPrompt:
         self.cache = Cache(layers=list(self.layers))
         self.config = config
         self.usual = config._attn_implementation
+        self.groups_experts = getattr(config, "_experts_implementation", None) == "grouped_mm"
         self.methods = own_attention.methods(model)
         self.mask = stay(torch.ones(place.rows, 1, dtype=torch.int64, device=place.step.device))
 
@@ -137,9 +138,14 @@ class SharedPrompt:
         return {"past_key_values": self.cache, "attention_mask": self.mask}
 
     def decoding(self, yes: bool) -> None:
-        """Switch between the model's own attention, for prompts, and `attention.attend`."""
+        """Switch between the model's own attention, for prompts, and `attention.attend`.
+
+        Experts change, too, as `generate` has it: grouped products may wait for the host, which no graph holds.
+        """
         for layer in self.layers:
             layer.filling = not yes
         for method in self.methods:
             method.replace(yes)
         self.config._attn_implementation = NAME if yes else self.usual
+        if self.groups_experts:
+            self.config._experts_implementation = "batched_mm" if yes else "grouped_mm"
