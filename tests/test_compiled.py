@@ -423,7 +423,9 @@ def test_attention_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
         Decoder(model("gptj"), Shape.of(1, 20, config), config)
     made = model("llama")
     made.config.kv_lora_rank = 16
-    with pytest.raises(Unsupported, match="has no multi-head latent attention, which llama has: use engine=eager"):
+    with pytest.raises(
+        Unsupported, match="no attention for llama, whose layers take the cache apart: use engine=eager"
+    ):
         Decoder(made, Shape.of(1, 20, config), config)
 
 

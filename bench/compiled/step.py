@@ -197,8 +197,8 @@ def _check(model: Any) -> None:
         reason = f"engine=compiled has no cache for {', '.join(others)} of {config.model_type}"
     elif not getattr(model, "_can_compile_fullgraph", False):
         reason = f"transformers has no static cache for {config.model_type}"
-    elif getattr(config, "kv_lora_rank", None):
-        reason = f"engine=compiled has no multi-head latent attention, which {config.model_type} has"
+    elif getattr(config, "kv_lora_rank", None) or config.model_type == "diffllama":
+        reason = f"engine=compiled has no attention for {config.model_type}, whose layers take the cache apart"
     elif not asks and not own_attention.methods(model):
         reason = f"engine=compiled does not know the attention of {config.model_type}"
     if reason:
