@@ -418,6 +418,10 @@ def test_attention_that_is_not_known_is_refused(monkeypatch: pytest.MonkeyPatch)
     made.config._attn_implementation = "eager"
     with pytest.raises(Unsupported, match="no eager attention for Falcon with ALiBi"):
         Decoder(made, Shape.of(1, 20, config), config)
+    made = model("llama")
+    made.config.num_hidden_layers = 3
+    with torch.inference_mode(), pytest.raises(Unsupported, match="for layers of llama that are no attention"):
+        Decoder(made, Shape.of(1, 20, config), config).generate(prompts(1, False)[0], None, 2, lambda: None)
     monkeypatch.setattr(own_attention, "REPLACED", {})
     with pytest.raises(Unsupported, match="does not know the attention of gptj: use engine=eager"):
         Decoder(model("gptj"), Shape.of(1, 20, config), config)

@@ -123,11 +123,19 @@ class SharedPrompt:
         self.mask = stay(torch.ones(place.rows, 1, dtype=torch.int64, device=place.step.device))
 
     def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
-        """Run prompts of shape [batch, length] through the model; logits of the last position, [batch, vocabulary]."""
+        """Run prompts of shape [batch, length] through the model; logits of the last position, [batch, vocabulary].
+
+        Raises Unsupported when a layer does not use the cache.
+        """
         logits: torch.Tensor = self.model(
             input_ids=ids, attention_mask=mask, position_ids=position_ids, past_key_values=self.cache, use_cache=True,
             logits_to_keep=1,
         ).logits[:, -1]  # fmt: skip
+        if not all(layer.is_initialized for layer in self.layers):
+            raise Unsupported(
+                f"engine=compiled has no cache for layers of {self.config.model_type} that are no attention: "
+                "use engine=eager"
+            )
         return logits
 
     def arguments(self) -> dict[str, Any]:
