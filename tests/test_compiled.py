@@ -501,8 +501,8 @@ def test_the_compiler_knows_its_assembler_before_the_model_is_loaded(monkeypatch
 
 
 def test_other_transformers_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(build, "RELEASE", (4, 57))
-    with pytest.raises(Unsupported, match=r"needs transformers 5 or newer, found 4\.57"):
+    monkeypatch.setattr(build, "RELEASE", (5, 3))
+    with pytest.raises(Unsupported, match=r"needs transformers 5\.4 or newer, found 5\.3"):
         engines.get("compiled")().imports()
 
 

@@ -104,6 +104,8 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
         """Prompt and continuation."""
         return self.prompt_capacity + self.place.capacity
 
+    get_max_cache_shape = get_max_length  # its name before transformers 5.13
+
 
 class SharedPrompt:
     """The cache of all layers, and the attention that reads it."""

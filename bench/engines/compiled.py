@@ -29,8 +29,8 @@ CONVERSATION = 4096
 
 CAPTURES = ("device", "torch", "none")
 
-LEAST_TRANSFORMERS = 5
-"""Release whose caches are made of layers and whose attention can be chosen by name."""
+LEAST_TRANSFORMERS = (5, 4)
+"""Release from which models take the filled length of a cache as a tensor."""
 
 
 @engines("compiled")
@@ -70,9 +70,9 @@ class Compiled(Eager):
         super().imports()
         from ..models.build import RELEASE
 
-        if RELEASE[0] < LEAST_TRANSFORMERS:
-            found = ".".join(str(part) for part in RELEASE)
-            raise Unsupported(f"engine=compiled needs transformers {LEAST_TRANSFORMERS} or newer, found {found}")
+        if RELEASE < LEAST_TRANSFORMERS:
+            least, found = (".".join(map(str, release)) for release in (LEAST_TRANSFORMERS, RELEASE))
+            raise Unsupported(f"engine=compiled needs transformers {least} or newer, found {found}")
         from ..compiled import step  # noqa: F401
 
     def load(self, cell: Cell, device: Device) -> Loaded:
