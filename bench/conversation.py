@@ -155,7 +155,7 @@ class Conversation:
                 raise
             except Exception as error:  # whatever a tokenizer's files, packages or remote code raise
                 raise Unsupported(
-                    f"the tokenizer of {cell.model.name} cannot be loaded: {first_line(error).rstrip(': ')}"
+                    f"the tokenizer of {cell.model.name} cannot be loaded: {first_line(error)}"
                 ) from error
         except Exception as error:
             raise _explained(error, device) from error

@@ -76,4 +76,4 @@ def did_you_mean(what: str, word: str, known: Iterable[str]) -> str:
 
 def first_line(error: BaseException) -> str:
     """What a library's exception says, as part of one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(": ")

@@ -142,15 +142,15 @@ def _iterations(records: Sequence[Record]) -> str:
 
 def _svg(name: str, top: float, body: str) -> str:
     axes = (
-        f'<line class="axis" x1="52" y1="{HEIGHT - 8}" x2="{WIDTH}" y2="{HEIGHT - 8}"/>'
-        f'<text x="48" y="{HEIGHT - 5}" text-anchor="end">0</text>'
-        f'<text x="48" y="{_y(top / 1.15, top) + 3:.1f}" text-anchor="end">{escape(milliseconds(top / 1.15))}</text>'
+        f'<line class="axis" x1="60" y1="{HEIGHT - 8}" x2="{WIDTH}" y2="{HEIGHT - 8}"/>'
+        f'<text x="56" y="{HEIGHT - 5}" text-anchor="end">0</text>'
+        f'<text x="56" y="{_y(top / 1.15, top) + 3:.1f}" text-anchor="end">{escape(milliseconds(top / 1.15))}</text>'
     )
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(name)}">{axes}{body}</svg>'
 
 
 def _x(number: int, count: int) -> float:
-    return 56 + (WIDTH - 64) * (number / (count - 1) if count > 1 else 0.5)
+    return 64 + (WIDTH - 72) * (number / (count - 1) if count > 1 else 0.5)
 
 
 def _y(value: float, top: float) -> float:

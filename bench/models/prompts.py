@@ -6,6 +6,7 @@ from importlib import resources
 
 import torch
 
+from ..errors import first_line
 from .spec import Model
 
 
@@ -22,8 +23,7 @@ def prompts(
     try:
         return _prose(model, input_tokens, batch_size, seed), []
     except Exception as error:  # whatever a tokenizer's files, packages or remote code raise
-        reason = (str(error).splitlines() or [""])[0] or type(error).__name__
-        warning = f"prompts are random token ids, the tokenizer of {model.name} cannot be loaded: {reason}"
+        warning = f"prompts are random token ids, the tokenizer of {model.name} cannot be loaded: {first_line(error)}"
         return _random(model, vocab_size, input_tokens, batch_size, seed), [warning]
 
 
