@@ -270,11 +270,22 @@ def skew_max_s(record: Record) -> float:
 # -- utilisation -------------------------------------------------------------------------------------------------------
 
 
+def weight_bytes_read(record: Record) -> float:
+    """Bytes of weights that one decoding step reads: all, but of experts those that some sequence is sent to.
+
+    With B * W sequences and k of E experts chosen for each, 1 - (1 - k/E)^(B W) of them are expected. Source:
+    metrics.md 3.3.
+    """
+    cost = record.cost
+    sequences = _axis(record, "batch_size") * _axis(record, "num_beams")
+    return cost.weight_bytes - cost.expert_bytes * (1 - cost.chosen_experts) ** sequences
+
+
 def decode_bytes(record: Record) -> float:
     """Bytes that one decoding step must read: weights + B * W * KV bytes at the mean context S + N/2."""
     context = _axis(record, "input_tokens") + _axis(record, "output_tokens") / 2
     sequences = _axis(record, "batch_size") * _axis(record, "num_beams")
-    return record.cost.weight_bytes + sequences * record.cost.kv_bytes_per_token * context
+    return weight_bytes_read(record) + sequences * record.cost.kv_bytes_per_token * context
 
 
 def least_decode_bytes(record: Record) -> float:
@@ -284,7 +295,7 @@ def least_decode_bytes(record: Record) -> float:
     """
     prompts = _axis(record, "batch_size") * _axis(record, "input_tokens")
     own = _axis(record, "batch_size") * _axis(record, "num_beams") * _axis(record, "output_tokens") / 2
-    return record.cost.weight_bytes + (prompts + own) * record.cost.kv_bytes_per_token
+    return weight_bytes_read(record) + (prompts + own) * record.cost.kv_bytes_per_token
 
 
 def prefill_flops(record: Record) -> float:

@@ -36,13 +36,17 @@ class ModelCost:
     """What one token costs, for MBU and MFU. Unknown is NaN."""
 
     weight_bytes: float = math.nan
-    """Stored bytes of the weights read per token: without an untied input embedding, with lm_head."""
+    """Stored bytes of the weights: without an untied input embedding, with lm_head and all experts."""
     kv_bytes_per_token: float = math.nan
     """Bytes that one position of one sequence adds to the KV cache."""
     active_parameters: float = math.nan
     """Parameters used per token: without the input embedding table, with lm_head."""
     head_parameters: float = math.nan
     """Parameters of lm_head, which prefill applies to the last position only."""
+    expert_bytes: float = 0.0
+    """Of `weight_bytes`, those of experts among which a router chooses."""
+    chosen_experts: float = 1.0
+    """Share of a layer's experts that it chooses for a token."""
     attention_width: float = math.nan
     """num_layers * num_heads * head_dim: 4 times this is the FLOPs of attending to one position."""
 

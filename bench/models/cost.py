@@ -33,12 +33,18 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
     shape = Shape.of(model)
     if shape is None:
         return ModelCost(weight_bytes=weight_bytes)
-    active = shape.active_parameters()
+    experts = [module for name, module in loaded.named_modules() if name.rpartition(".")[2] == "experts"]
+    active = shape.active_parameters(sum(map(_parameters, experts)) if experts else None)
+    chosen = 1.0
+    if shape.num_experts > 1:
+        chosen = math.nan if shape.experts_per_token is None else shape.experts_per_token / shape.num_experts
     return ModelCost(
         weight_bytes=weight_bytes - shape.position_parameters * table.element_size(),
         kv_bytes_per_token=shape.kv_bytes_per_token(kv_bytes),
         active_parameters=math.nan if active is None else float(active),
         head_parameters=float(shape.vocab_size * shape.hidden_size),
+        expert_bytes=0.0 if shape.num_experts == 1 else float(sum(map(stored, experts))) if experts else math.nan,
+        chosen_experts=chosen,
         attention_width=float(shape.num_layers * shape.num_heads * shape.head_dim),
     )
 

@@ -36,6 +36,10 @@ class Shape:
     """The learned position table alone; 0 for rotary positions and ALiBi."""
     num_experts: int
     """Experts per layer; 1 for a dense model."""
+    experts_per_token: int | None
+    """Experts of a layer that a token goes through; None when the model does not say."""
+    kv_values_per_token: int
+    """Numbers that all layers together keep for one position."""
 
     @classmethod
     def of(cls, model: Model) -> Shape | None:
@@ -54,37 +58,52 @@ class Shape:
         rows = (positions or 0) + 2 if family == "opt" else (positions or 0) if family == "gpt2" else 0
         embedding = vocab * (_first(config, "word_embed_proj_dim") or hidden)
         tied = config.get("tie_word_embeddings")
+        kv_heads = _first(config, "num_key_value_heads", "multi_query_group_num") or heads
+        head_dim = _first(config, "head_dim", "kv_channels") or hidden // heads
+        experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts") or 1
         shape = cls(
             num_layers=layers,
             hidden_size=hidden,
             num_heads=heads,
-            num_kv_heads=_first(config, "num_key_value_heads", "multi_query_group_num") or heads,
-            head_dim=_first(config, "head_dim", "kv_channels") or hidden // heads,
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
             vocab_size=vocab,
             max_positions=positions,
             tied=family in TIED_BY_DEFAULT if tied is None else bool(tied),
             parameters=model.parameters,
             embedding_parameters=embedding + rows * hidden,
             position_parameters=rows * hidden,
-            num_experts=_first(config, "num_local_experts", "num_experts", "n_routed_experts") or 1,
+            num_experts=experts,
+            experts_per_token=_first(config, "num_experts_per_tok", "num_experts_per_token") if experts > 1 else 1,
+            kv_values_per_token=_layers_with_cache(config, layers) * _kv_values(config, kv_heads, head_dim),
         )
         if model.parameters is not None:
             return shape
         return cls(**{**vars(shape), "parameters": shape._counted(config)})
 
-    def active_parameters(self) -> int | None:
+    def active_parameters(self, of_experts: int | None = None) -> float | None:
         """Parameters read per token: all without the input embedding, with the output matrix.
 
         P_act = P - V·d when untied, P when tied (the shared table is read as the output matrix); a learned position
-        table is never counted. None for mixtures of experts and where P is not known. Source: metrics.md 3.3.
+        table is never counted. Of a mixture's experts, `of_experts` parameters in all, those that a token goes through.
+        None where P is not known, or what a token uses of it. Source: metrics.md 3.3.
         """
-        if self.parameters is None or self.num_experts > 1:
+        if self.parameters is None:
             return None
-        return self.parameters - (self.position_parameters if self.tied else self.embedding_parameters)
+        idle = 0.0
+        if self.num_experts > 1:
+            if of_experts is None or self.experts_per_token is None:
+                return None
+            idle = of_experts * (1 - self.experts_per_token / self.num_experts)
+        return self.parameters - (self.position_parameters if self.tied else self.embedding_parameters) - idle
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> float:
-        """Key and value cache of one token of one sequence, bytes: 2·L·n_kv·d_h·bytes_kv. Source: metrics.md 3.3."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_value
+        """Key and value cache of one token of one sequence, bytes. Source: metrics.md 3.3.
+
+        2·L·n_kv·d_h·bytes_kv, with L the layers that have such a cache; for latent attention, the latent and the part
+        with positions in the place of 2·n_kv·d_h. Windows are not taken into account.
+        """
+        return self.kv_values_per_token * bytes_per_value
 
     def weight_bytes(self, bytes_per_parameter: float, at_ends: float | None = None) -> float | None:
         """All weights, bytes; the embedding and the output matrix may have another size than the layers."""
@@ -130,6 +149,23 @@ class Shape:
         if family == "opt" and self.embedding_parameters - self.position_parameters == self.vocab_size * hidden:
             return self.num_layers * (dense + 8 * hidden) + 2 * hidden + self.embedding_parameters + output
         return None
+
+
+def _layers_with_cache(config: Mapping[str, Any], layers: int) -> int:
+    """Layers that keep something for each position; linear attention, convolutions and state spaces do not."""
+    kinds = config.get("layer_types") or config.get("layers_block_type")
+    if isinstance(kinds, list):
+        return sum("attention" in kind and "linear" not in kind for kind in kinds)
+    some = config.get("attn_layer_indices")
+    return len(some) if isinstance(some, list) else layers
+
+
+def _kv_values(config: Mapping[str, Any], kv_heads: int, head_dim: int) -> int:
+    """Numbers that one such layer keeps for a position."""
+    latent = _first(config, "kv_lora_rank")
+    if latent:
+        return latent + (_first(config, "qk_rope_head_dim") or 0)
+    return kv_heads * (head_dim + (_first(config, "v_head_dim") or head_dim))
 
 
 def _first(config: Mapping[str, Any], *names: str) -> int | None:
