@@ -1,7 +1,7 @@
 """engine=compiled on every causal LM of transformers that says it has a static cache, as small as it can be made.
 
-`pytest -m slow -rs tests/test_every_family.py` takes a few minutes, and says why families are left out. The loop is not
-compiled here: `test_compiled.py` does that for the families that were looked at one by one.
+`pytest -m slow -rs -k loop tests/test_every_family.py` takes a few minutes, and says why families are left out;
+`-k compiled` takes half an hour. `tests/hardware` compares the same on an accelerator.
 """
 
 from __future__ import annotations
@@ -15,49 +15,92 @@ from transformers import AutoConfig, GenerationConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from bench.compiled.step import Decoder, Shape
+from bench.devices.base import Device
+from bench.devices.cpu import Cpu
 from bench.errors import Unsupported
 from bench.models import build
 
+FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 SIZES = {
-    "vocab_size": 199,
+    "vocab_size": 199, "vocab_size_per_layer_input": 199,
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "word_embed_proj_dim"), 64),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "decoder_ffn_dim", "encoder_ffn_dim"), 96),
-    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "decoder_layers", "encoder_layers"), 2),
+    **dict.fromkeys(("num_hidden_layers", "num_layers", "n_layer", "decoder_layers", "encoder_layers", "depth"), 2),
     **dict.fromkeys(("num_attention_heads", "attention_heads", "n_head", "decoder_attention_heads"), 4),
     **dict.fromkeys(("encoder_attention_heads", "num_experts", "num_local_experts", "n_routed_experts"), 4),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_target_positions"), 128),
+    **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size", "shared_intermediate_size"), 32),
     "num_key_value_heads": 2, "head_dim": 16, "rotary_dim": 8, "sliding_window": 8, "num_experts_per_tok": 2,
-    "moe_intermediate_size": 32, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "attention_chunk_size": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1,
+    "kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "v_head_dim": 16,
+    "index_topk": 8, "index_head_dim": 16, "index_n_heads": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_num_heads": 4, "mamba_head_dim": 32,
+    "ssm_state_size": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-"""What makes a model small, under the names that configurations have for it."""
+"""What makes a model small, under the names that configurations have for it; windows, chunks and choices matter."""
+PARTICULAR: dict[str, dict[str, Any]] = {
+    "bailing_hybrid": {"n_group": 1, "topk_group": 1, "num_local_experts": 4, "num_experts_per_tok": 2},
+    "bamba": {"attn_layer_indices": [1]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "dots3_note_text": {
+        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 48, "swa_kv_lora_rank": 32,
+        "swa_head_dim": 40, "swa_qk_nope_head_dim": 24, "swa_v_head_dim": 16, "shared_experts_intermediate_size": 32,
+    },
+    "gemma3n_text": {
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
+    },
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": {"num_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1},
+    "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
+    "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2},
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+        "indexer_compress_ratio": 2,
+    },
+}  # fmt: skip
+"""What a family needs beside them."""
 LEAVE_OUT: tuple[set[str], ...] = (
-    set(), {"head_dim"}, {"num_key_value_heads", "head_dim"}, {"num_hidden_layers"}, {"num_hidden_layers", "head_dim"},
+    set(), {"head_dim"}, {"num_key_value_heads"}, {"num_key_value_heads", "head_dim"},
+    {"num_hidden_layers", "layer_types"}, {"num_hidden_layers", "layer_types", "head_dim"},
 )  # fmt: skip
 """Sizes that do not go together in some families: the first set without which a model can be made is taken."""
 NONE_BY_DEFAULT = {"num_key_value_heads", "head_dim"}
 MOST_PARAMETERS = 30_000_000
-REFUSED = {
-    **dict.fromkeys(("deepseek_v3", "glm4_moe_lite", "minicpm3", "youtu", "diffllama"), "take the cache apart"),
-    **dict.fromkeys(("axk2", "deepseek_v32", "glm_moe_dsa", "hy_v4"), "no cache for indexed_attention"),
-    **dict.fromkeys(("jamba", "nemotron_h", "olmo_hybrid", "qwen3_5_text"), "no cache for linear_attention"),
-    "lfm3": "no cache for conv",
-    "llama4_text": "no cache for chunked_attention",
-    "mimo_v2_flash": "needs keys and values of one size",
-}
-"""Families that the engine does not run (transformers 5.23), and a part of what it says. Others are failures."""
+REFUSED = {"qwen4_exp", "qwen4_exp_text"}
 WITHOUT_POSITIONS = {"whisper"}
 """`generate` gives these no positions, so padding moves them."""
 
 
+def shrunk(usual: Any, left_out: set[str]) -> Any:
+    """A configuration like `usual`, of a small model with a layer of each kind."""
+    has = {name for name, value in usual.to_dict().items() if value is not None or name in NONE_BY_DEFAULT}
+    sizes = {name: size for name, size in SIZES.items() if name in has}
+    if "kv_lora_rank" in has:
+        sizes["num_key_value_heads"] = SIZES["num_attention_heads"]
+    kinds = list(dict.fromkeys(getattr(usual, "layer_types", None) or ()))
+    if len(kinds) > 1 and "num_hidden_layers" in has:
+        sizes |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
+    sizes |= PARTICULAR.get(usual.model_type, {}) | {"pad_token_id": 0, "is_decoder": True}
+    for name in has:
+        if name.endswith("_config") and isinstance(getattr(usual, name), transformers.PreTrainedConfig):
+            sizes[name] = shrunk(getattr(usual, name), left_out).to_dict()
+    return type(usual)(**{name: size for name, size in sizes.items() if name not in left_out})
+
+
 def small(family: str, kind: Any, **inputs: torch.Tensor) -> Any:
     """A model of the family for which `generate` takes `inputs`; skips with the reason when none is small enough."""
-    reason = "no configuration"
+    reasons = []
     for left_out in LEAVE_OUT:
         try:
             usual = AutoConfig.for_model(family)
-            has = {name for name, value in usual.to_dict().items() if value is not None or name in NONE_BY_DEFAULT}
-            sizes = {name: size for name, size in SIZES.items() if name in has - left_out}
-            config = type(usual)(**sizes | {"pad_token_id": 0, "is_decoder": True})
+            if not isinstance(usual, kind.config_class):  # that of a model for pictures, too
+                usual = usual.get_text_config(decoder=True)
+            config = shrunk(usual, left_out)
             with torch.device("meta"):
                 count = sum(parameter.numel() for parameter in kind(config).parameters())
             if count > MOST_PARAMETERS:
@@ -69,41 +112,51 @@ def small(family: str, kind: Any, **inputs: torch.Tensor) -> Any:
                     torch.nn.init.normal_(parameter, std=0.15)
             made.generate(**inputs, max_new_tokens=2, pad_token_id=0)
         except Exception as error:  # each family checks its configuration in its own way
-            reason = str(error).strip().partition("\n")[0]
+            reasons.append(" ".join(str(error).split()))
             continue
         return made
-    pytest.skip(f"{family} cannot be made small: {reason}")
+    pytest.skip(f"{family} cannot be made small: {reasons[0]}")
 
 
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # each family has its own
-@pytest.mark.parametrize("family", sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES))
-def test_tokens_are_those_of_generate_or_the_family_is_refused(family: str):
+def compare(family: str, kind: str, options: dict[str, Any] | None, device: Device) -> None:
+    """fp32 on that kind of device, batch 1 and 3 with padding, greedy and 4 beams; skips what cannot be compared.
+
+    With `options` the step is compiled, for the least and the most of them.
+    """
     try:
-        kind = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+        of = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
     except ModuleNotFoundError as error:
         pytest.skip(f"{family}: {error}")
-    if not getattr(kind, "_can_compile_fullgraph", False):
+    if not getattr(of, "_can_compile_fullgraph", False):
         pytest.skip(f"transformers has no static cache for {family}")
     ids = torch.randint(3, SIZES["vocab_size"], (3, 20), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     for number in range(0 if family in WITHOUT_POSITIONS else 3):
         mask[number, : 3 * number] = 0
     ids *= mask
-    made = build.ready(small(family, kind, input_ids=ids, attention_mask=mask))
-    for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
+    made = build.ready(small(family, of, input_ids=ids, attention_mask=mask)).to(kind)
+    for batch, beams in ((1, 1), (3, 4)) if options is not None else ((1, 1), (3, 1), (1, 4), (3, 4)):
+        torch.compiler.reset()
         config = GenerationConfig(
             num_beams=beams, do_sample=False, pad_token_id=0, eos_token_id=None, max_new_tokens=12, min_new_tokens=12
         )
-        given = ids[:batch], mask[:batch]
+        given = ids[:batch].to(kind), mask[:batch].to(kind)
         with torch.inference_mode():
             expected = made.generate(input_ids=given[0], attention_mask=given[1], generation_config=config)
-            try:
-                decoder = Decoder(made, Shape.of(batch, 20, config), config)
-                found = [decoder.generate(*given, 12, lambda: None).tolist() for _ in range(2)]
-            except Unsupported as error:
-                assert family in REFUSED and REFUSED[family] in str(error)
-                assert str(error).endswith("use engine=eager")
-                pytest.skip(str(error))
+            if family in REFUSED:
+                with pytest.raises(Unsupported, match="on the host: use engine=eager"):
+                    Decoder(made, Shape.of(batch, 20, config), config)
+                continue
+            decoder = Decoder(made, Shape.of(batch, 20, config), config, options, device)
+            found = [decoder.generate(*given, 12, lambda: None).tolist() for _ in range(2)]
         assert found == [expected.tolist()] * 2, (batch, beams)
-    assert family not in REFUSED
+        assert not decoder.noticed
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # each family has its own
+@pytest.mark.parametrize("options", [None, {}], ids=["loop", "compiled"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_those_of_generate(family: str, options: dict[str, Any] | None):
+    compare(family, "cpu", options, Cpu())

@@ -17,6 +17,9 @@ except ImportError:  # this torch has no Triton
 NAME = "bench_decode"
 """Under which `attend` is registered with transformers. Without a mask function of this name none is made."""
 
+LARGEST = 256
+"""Size of heads up to which the kernel is used: what a program holds of more does not fit into its registers."""
+
 UNUSED = {"dropout", "is_causal", "position_ids", "cache_position", "position_embeddings", "use_cache"}
 """Arguments that change nothing for one new token; `dropout` is 0 in inference."""
 
@@ -64,38 +67,49 @@ def attend(
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     window = sliding_window or 0
     query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32
-    if kernel is not None and query.device.type != "cpu":
+    if kernel is not None and query.device.type != "cpu" and query.shape[-1] <= LARGEST:
         result = kernel(query, *key, s_aux, scale, softcap or 0.0, window)
     else:
         result = reference(query, key, s_aux, scale, softcap or 0.0, window)
     return result.unsqueeze(1), None
 
 
+def contiguous(
+    prompt: torch.Tensor, own: torch.Tensor, ancestry: torch.Tensor, prompt_length: torch.Tensor
+) -> torch.Tensor:
+    """What each row has at all positions, shape [rows, heads, capacities, size]: its own come right behind its prompt.
+
+    `prompt` is of shape [batch, heads, prompt capacity, size] and `own` of shape [rows, heads, capacity, size].
+    """
+    rows, _, capacity, _ = own.shape
+    place = torch.arange(prompt.shape[2] + capacity, device=prompt.device)
+    generated = (place - prompt_length).clamp(min=0, max=capacity - 1)
+    mine = own[ancestry[:, generated].long(), :, generated].transpose(1, 2)
+    given = prompt[:, :, place.clamp(max=prompt.shape[2] - 1)].repeat_interleave(rows // len(prompt), dim=0)
+    return torch.where((place < prompt_length)[:, None], given, mine)
+
+
 def reference(
     query: torch.Tensor, parts: Parts, sinks: torch.Tensor | None, scale: float, softcap: float, window: int
 ) -> torch.Tensor:
-    """The same in plain torch, for devices without Triton: shape [rows, heads, head size]."""
+    """The same in plain torch, for devices without Triton and large heads: shape [rows, heads, head size]."""
     rows, heads, _, _ = query.shape
-    batch, kv_heads, capacity, _ = parts.prompt_keys.shape
-    device = query.device
+    batch, kv_heads, _, _ = parts.prompt_keys.shape
     index = parts.step.long()
     parts.own_keys.index_copy_(2, index, parts.new_keys)
     parts.own_values.index_copy_(2, index, parts.new_values)
-    own = torch.arange(parts.own_keys.shape[2], device=device)
 
-    def whole(prompt: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
-        mine = mine[parts.ancestry.long(), :, own].transpose(1, 2)  # [rows, kv_heads, capacity, head size]
-        shared = prompt.repeat_interleave(rows // batch, dim=0)
-        return torch.cat([shared, mine], dim=2).repeat_interleave(heads // kv_heads, dim=1)
+    def whole(prompt: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        return contiguous(prompt, own, parts.ancestry, parts.prompt_length).repeat_interleave(heads // kv_heads, dim=1)
 
-    place = torch.arange(capacity, device=device)
-    place = torch.cat([torch.where(place < parts.prompt_length, place, -1), own + parts.prompt_length])
+    keys, values = whole(parts.prompt_keys, parts.own_keys), whole(parts.prompt_values, parts.own_values)
+    place = torch.arange(keys.shape[2], device=keys.device)
     now = parts.prompt_length + parts.step
     first = parts.pad.repeat_interleave(rows // batch)[:, None]
     seen = (place >= first) & (place <= now)
     if window:
         seen &= place > now - window
-    scores = (query.float() @ whole(parts.prompt_keys, parts.own_keys).float().transpose(-1, -2)) * scale
+    scores = (query.float() @ keys.float().transpose(-1, -2)) * scale
     if softcap:
         scores = softcap * torch.tanh(scores / softcap)
     if parts.bias is not None:
@@ -105,7 +119,6 @@ def reference(
     if sinks is not None:
         scores = torch.cat([scores, sinks.float()[None, :, None, None].expand(rows, -1, 1, 1)], dim=-1)
     weights = scores.softmax(-1)[..., : len(place)]
-    values = whole(parts.prompt_values, parts.own_values)
     return (weights.to(values.dtype) @ values).squeeze(2)
 
 

@@ -16,7 +16,6 @@ import torch
 from transformers.models.bloom import modeling_bloom
 from transformers.models.falcon import modeling_falcon
 
-from ..errors import Unsupported
 from .attention import attend
 
 
@@ -82,10 +81,29 @@ REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
 """By the class of the attention layer: the method that is replaced, and by what."""
 
 
-def asks_interface(model: Any) -> bool:
-    """Whether the family's layers look their attention up in transformers' interface."""
+KNOWN_LAYERS = {"full_attention", "sliding_attention", "linear_attention", "conv", "moe", "mlp"}
+"""Kinds of layers whose attention, if any, is that of `attention.attend`: chunks, for example, are not."""
+
+
+def takes_parts(model: Any, kinds: set[str]) -> bool:
+    """Whether `attention.attend` can take the place of the attention of `model`, with the cache in parts.
+
+    Not where layers compute with what the cache gives them (latent attention expands it, DiffLlama cuts it in two,
+    indexers choose from it), nor where attention is not known here; `kinds` are classes of transformers' static cache.
+    """
+    config = model.config.get_text_config(decoder=True)
     module = sys.modules[type(model).__module__]
-    return getattr(model, "_supports_attention_backend", False) or hasattr(module, "ALL_ATTENTION_FUNCTIONS")
+    asks = getattr(model, "_supports_attention_backend", False) or hasattr(module, "ALL_ATTENTION_FUNCTIONS")
+    types = set(getattr(config, "layer_types", None) or ())
+    latent = bool(getattr(config, "kv_lora_rank", None))
+    if latent or config.model_type == "diffllama" or "StaticIndexedLayer" in kinds:
+        return False
+    if types - KNOWN_LAYERS or (not types and getattr(config, "attention_chunk_size", None)):
+        return False
+    if asks:
+        return True
+    doubled = config.model_type == "falcon" and config.alibi and config._attn_implementation == "eager"
+    return bool(methods(model)) and "sliding_attention" not in types and not doubled
 
 
 def methods(model: Any) -> list[Method]:
@@ -101,15 +119,12 @@ def methods(model: Any) -> list[Method]:
 def bias(model: Any, length: int) -> torch.Tensor | None:
     """What positions add to scores by their distance from the prompt's start, [heads, length]; None for nothing.
 
-    ALiBi (Press et al. 2022), in the dtype and with the rounding of the family's own code. Raises Unsupported for
-    Falcon's eager attention, where transformers 5 adds it twice: in the scores and in the mask.
+    ALiBi (Press et al. 2022), in the dtype and with the rounding of the family's own code.
     """
     config = model.config.get_text_config(decoder=True)
     family = config.model_type
     if family != "bloom" and not (family == "falcon" and config.alibi):
         return None
-    if family == "falcon" and config._attn_implementation == "eager":
-        raise Unsupported("engine=compiled has no eager attention for Falcon with ALiBi: use engine.attention=sdpa")
     heads = config.num_attention_heads
     ones = torch.ones(1, length, dtype=torch.int64, device=model.device)
     build = (modeling_bloom if family == "bloom" else modeling_falcon).build_alibi_tensor

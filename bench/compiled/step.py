@@ -19,7 +19,6 @@ from transformers.generation.logits_process import (
 
 from ..devices.base import Device
 from ..errors import Unsupported
-from . import own_attention
 from .cache import Place, SharedPrompt
 from .choose import Beams, Choice, Single
 
@@ -67,7 +66,7 @@ class Step(torch.nn.Module):
         ).logits[:, -1]
         parents = self.choice(logits.float(), place.step.long() + 1)
         if parents is not None:
-            place.inherit(parents)
+            self.cache.inherit(parents)
         place.step.add_(1)
 
 
@@ -87,7 +86,9 @@ class Decoder:
         self.device = device or Device()
         units, early = 2 * self.device.processors(), self.device.launches_early()
         self.place = Place(shape.batch, shape.beams, shape.output, model.device, units, early)
-        _check(model)
+        if not getattr(model, "_can_compile_fullgraph", False):
+            family = model.config.model_type
+            raise Unsupported(f"transformers has no static cache for {family}: use engine=eager")
         self.cache = SharedPrompt(model, self.place, shape.prompt)
         self.choice = _choice(self.place, config)
         self.step = Step(model, self.cache, self.choice, self.place)
@@ -184,25 +185,6 @@ def _positions(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     if mask is None:
         return torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
     return (mask.cumsum(-1) - 1).clamp(min=0)
-
-
-def _check(model: Any) -> None:
-    """Raises Unsupported where the cache, or the attention that reads it, does not fit the family."""
-    config = model.config.get_text_config(decoder=True)
-    asks = own_attention.asks_interface(model)
-    known = {"full_attention", "sliding_attention"} if asks else {"full_attention"}
-    others = sorted(set(getattr(config, "layer_types", None) or ()) - known)
-    reason = ""
-    if others:
-        reason = f"engine=compiled has no cache for {', '.join(others)} of {config.model_type}"
-    elif not getattr(model, "_can_compile_fullgraph", False):
-        reason = f"transformers has no static cache for {config.model_type}"
-    elif getattr(config, "kv_lora_rank", None) or config.model_type == "diffllama":
-        reason = f"engine=compiled has no attention for {config.model_type}, whose layers take the cache apart"
-    elif not asks and not own_attention.methods(model):
-        reason = f"engine=compiled does not know the attention of {config.model_type}"
-    if reason:
-        raise Unsupported(f"{reason}: use engine=eager")
 
 
 def _choice(place: Place, config: GenerationConfig) -> Choice:

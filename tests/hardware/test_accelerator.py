@@ -19,7 +19,7 @@ from tests.test_compiled import FAMILIES, VOCABULARY, model, prompts
 from tests.test_fuse import FOLDED, Seen, around_bytes, folded
 
 KIND = torch.accelerator.current_accelerator()
-COMPILED = {"llama", "qwen3", "opt", "gptj", "bloom"}
+COMPILED = {"llama", "qwen3", "opt", "gptj", "bloom", "qwen3_5_text"}
 """Families that are compiled here without `-m slow`: it takes half a minute each."""
 MASKS_FROM_HOST = RELEASE < (5, 21)
 """transformers before it copies a number from the host for the mask of attention without SDPA, which no graph holds."""
@@ -172,11 +172,11 @@ def test_captured_prompts_leave_the_same_cache(kind: str, dtype: torch.dtype):
         left = []
         for fill in (decoder._fill, lambda ids, mask: decoder.cache.fill(ids, mask, _positions(ids, mask))):
             for layer in decoder.cache.layers:
-                layer.prompt_keys.zero_()
-                layer.prompt_values.zero_()
+                layer.keys.zero_()
+                layer.values.zero_()
             logits = fill(ids, None).clone()
             left.append([logits, *(part.clone() for layer in decoder.cache.layers
-                                   for part in (layer.prompt_keys, layer.prompt_values))])  # fmt: skip
+                                   for part in (layer.keys, layer.values))])  # fmt: skip
     for captured, launched in zip(*left, strict=True):
         assert float(launched.abs().max()) > 0
         torch.testing.assert_close(captured, launched, atol=2e-3 if dtype == torch.float16 else 1e-6, rtol=0)
