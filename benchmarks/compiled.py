@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from bench.errors import BenchError
 from bench.metrics import values
 from bench.record import Record
@@ -25,14 +27,18 @@ from bench.table import outcomes
 COMMON = ("-m", "weights=random", "lengths=1024/128", "iterations=4", "warmup=1")
 LLAMA, SMALL = "model=llama-2-7b", "model=llama-3.2-1b"
 INT4 = ("precision=woq_int4", "precision.group_size=128", "precision.compute_dtype=fp16")
+BOTH = ("precision=fp16", "engine=compiled,eager", "num_beams=[1,4]")
 FAMILIES = ("qwen3-8b", "llama-3-8b", "phi-3-mini-4k-instruct", "gpt-j-6b", "opt-6.7b", "bloom-7b1")
+DEFAULTS = ("minicpm3", "qwen3_5_text")
+"""Latent attention and linear attention, in the sizes that transformers takes when nothing is said."""
 PARTS = {
     "llama-2": (LLAMA, "precision=fp16", "engine=compiled,eager,static", "num_beams=[1,4]"),
     "again": (LLAMA, "precision=fp16", "engine=compiled", "num_beams=1"),
     "launched-prompts": (LLAMA, "precision=fp16", "engine=compiled", "engine.capture_prompts=false", "num_beams=1"),
     "batches": (LLAMA, "precision=fp16", "engine=compiled", "num_beams=1", "batch_size=[8,32]"),
     "int4": (LLAMA, *INT4, "engine=compiled", "num_beams=[1,4]"),
-    **{one: (f"model={one}", "precision=fp16", "engine=compiled,eager", "num_beams=[1,4]") for one in FAMILIES},
+    **{one: (f"model={one}", *BOTH) for one in FAMILIES},
+    **{one: (f"model={{folder}}/models/{one}", *BOTH) for one in DEFAULTS},
     "fixed-sizes": (LLAMA, "precision=fp16", "engine=compiled", "engine.tune=false", "num_beams=[1,4]"),
     "fixed-sizes-int4": (LLAMA, *INT4, "engine=compiled", "engine.tune=false", "num_beams=[1,4]"),
     "capture": (SMALL, "precision=fp16", "engine=compiled", "engine.capture=device,torch,none", "num_beams=1"),
@@ -56,7 +62,10 @@ def main(folder: Path, parts: Iterable[str]) -> int:
 def measure(folder: Path, part: str) -> int:
     """`bench run` with the interpreter that runs this; its exit code."""
     caches = {name: str(folder.absolute() / name.lower()) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
-    command = [sys.executable, "-m", "bench", "run", *COMMON, *PARTS[part], f"results={folder / part}"]
+    if part in DEFAULTS:
+        AutoConfig.for_model(part).save_pretrained(folder / "models" / part)
+    wanted = [one.format(folder=folder.absolute()) for one in PARTS[part]]
+    command = [sys.executable, "-m", "bench", "run", *COMMON, *wanted, f"results={folder / part}"]
     return subprocess.run(command, env=os.environ | caches, check=False).returncode
 
 
