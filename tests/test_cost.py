@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from bench.metrics import decode_bytes, least_decode_bytes
 from bench.models import cost
+from bench.models.shape import Shape
 from bench.models.spec import Model
 from bench.record import ModelCost
 from tests.test_compiled import model
@@ -28,6 +29,22 @@ def test_bytes_of_the_cache_are_those_that_transformers_keeps(family: str):
         made(input_ids=torch.full((2, 5), 7), past_key_values=cache, use_cache=True)
     kept = [part for layer in cache.layers if hasattr(layer, "keys") for part in (layer.keys, layer.values)]
     assert cost.of(Model(name=family), made, 4).kv_bytes_per_token == sum(4 * part.numel() for part in kept) / 10
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        {"layer_types": ["linear_attention", "minimax_m3_sparse"]},
+        {"layers_block_type": ["mamba", "attention"]},
+        {"attn_layer_indices": [1]},
+    ],
+    ids=str,
+)
+def test_layers_that_keep_nothing_for_a_position(says: dict[str, Any]):
+    sizes = {"num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "vocab_size": 199}
+    shape = Shape.of(Model(name="mixed", architecture=json.dumps({"model_type": "mixed", **sizes, **says})))
+    assert shape is not None
+    assert shape.kv_bytes_per_token(2) == 2 * 64 * 2
 
 
 def test_experts_that_a_token_goes_through():

@@ -1,7 +1,7 @@
-"""Attention of families that do not call transformers' interface, and what takes its place while a step is traced.
+"""Whose attention `attention.attend` can replace, and how, where a family does not call transformers' interface.
 
 Another family: add what replaces a method of its attention layer to `REPLACED`, and, where positions add to the scores,
-how much to `bias`. The family's own code still fills prompts.
+how much to `bias`. The family's own code still fills prompts; without an entry, it decodes, too (`takes_parts`).
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ GATED = ("llama", "mistral", "qwen2", "qwen3", "phi3", "glm")
 """Families of one layout: grouped attention, a gated MLP, RMSNorm and no learned positions."""
 TIED_BY_DEFAULT = ("bloom", "gemma", "gemma2", "gpt2", "opt")
 """Families whose published configurations tie the embeddings without saying so."""
+NOTHING_KEPT = ("linear_attention", "conv", "mamba", "recurrent", "moe", "mlp")
+"""Kinds of layers that keep nothing for a position."""
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,10 @@ class Shape:
 
 
 def _layers_with_cache(config: Mapping[str, Any], layers: int) -> int:
-    """Layers that keep something for each position; linear attention, convolutions and state spaces do not."""
+    """Layers that keep something for each position."""
     kinds = config.get("layer_types") or config.get("layers_block_type")
     if isinstance(kinds, list):
-        return sum("attention" in kind and "linear" not in kind for kind in kinds)
+        return sum(kind not in NOTHING_KEPT for kind in kinds)
     some = config.get("attn_layer_indices")
     return len(some) if isinstance(some, list) else layers
 
