@@ -43,12 +43,12 @@ class ModelCost:
     """Parameters used per token: without the input embedding table, with lm_head."""
     head_parameters: float = math.nan
     """Parameters of lm_head, which prefill applies to the last position only."""
+    attention_width: float = math.nan
+    """num_layers * num_heads * head_dim: 4 times this is the FLOPs of attending to one position."""
     expert_bytes: float = 0.0
     """Of `weight_bytes`, those of experts among which a router chooses."""
     chosen_experts: float = 1.0
     """Share of a layer's experts that it chooses for a token."""
-    attention_width: float = math.nan
-    """num_layers * num_heads * head_dim: 4 times this is the FLOPs of attending to one position."""
 
 
 @dataclass(frozen=True)

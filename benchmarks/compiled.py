@@ -62,11 +62,15 @@ def main(folder: Path, parts: Iterable[str]) -> int:
 def measure(folder: Path, part: str) -> int:
     """`bench run` with the interpreter that runs this; its exit code."""
     caches = {name: str(folder.absolute() / name.lower()) for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")}
+    command = [sys.executable, "-m", "bench", "run", *COMMON, *asked(folder, part), f"results={folder / part}"]
+    return subprocess.run(command, env=os.environ | caches, check=False).returncode
+
+
+def asked(folder: Path, part: str) -> list[str]:
+    """What the part asks `bench run` for; models that are not among bench's are made in `folder`."""
     if part in DEFAULTS:
         AutoConfig.for_model(part).save_pretrained(folder / "models" / part)
-    wanted = [one.format(folder=folder.absolute()) for one in PARTS[part]]
-    command = [sys.executable, "-m", "bench", "run", *COMMON, *wanted, f"results={folder / part}"]
-    return subprocess.run(command, env=os.environ | caches, check=False).returncode
+    return [one.format(folder=folder.absolute()) for one in PARTS[part]]
 
 
 def table(folder: Path, parts: Iterable[str]) -> Iterator[str]:
