@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -474,6 +475,7 @@ def hub_error(name: str) -> Exception:
         (hub_error("RevisionNotFoundError"), LoadError, "org/m has no revision abc: check model.revision"),
         (ImportError("no module named tiktoken"), LoadError, "org/m needs a package that is missing here"),
         (KeyError("x"), LoadError, "org/m could not be loaded: KeyError"),
+        (ValueError("no limit:\n  TypeError: a list"), LoadError, "ValueError: no limit: TypeError: a list"),
         (torch.OutOfMemoryError("CUDA out of memory."), OutOfMemory, "7.0 billion parameters"),
         (MemoryError(), OutOfMemory, "use a smaller dtype or more devices"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), OutOfMemory, "loading m"),
@@ -536,3 +538,12 @@ def test_plans_need_no_torch():
         "import sys; import bench.models.shape; sys.exit(bool({'torch', 'transformers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_numbers_that_json_does_not_have_are_read_from_a_folder(tmp_path: Path):
+    """transformers writes them as objects: how long the steps of Mamba's states may be, for example."""
+    AutoConfig.for_model("mamba2", num_hidden_layers=1, time_step_limit=[0.0, math.inf]).save_pretrained(tmp_path)
+    assert "__float__" in (tmp_path / "config.json").read_text()
+    model = Model(name="mamba", architecture=(tmp_path / "config.json").read_text())
+    assert model.config["time_step_limit"] == [0.0, math.inf]
+    assert AutoConfig.for_model(**model.config).time_step_limit[1] == math.inf

@@ -125,7 +125,8 @@ def explain(error: BaseException, model: Model) -> CellError:
     chain = list(_chain(error))
     kinds = {type(link).__name__ for link in chain}
     text = " ".join(str(link) for link in chain)
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    first = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     what = model.id or model.path or model.name
     if any(_is_out_of_memory(link) for link in chain):
         size = f" ({model.parameters / 1e9:.1f} billion parameters)" if model.parameters else ""

@@ -47,7 +47,7 @@ class Shape:
     def of(cls, model: Model) -> Shape | None:
         """The shape of `model`, from the field names of its family; None when its architecture is not known."""
         config = model.config
-        layers = _first(config, "num_hidden_layers", "n_layer", "num_layers")
+        layers = _first(config, "num_hidden_layers", "n_layer", "num_layers") or len(_kinds(config)) or None
         hidden = _first(config, "hidden_size", "n_embd", "n_embed", "d_model")
         heads = _first(config, "num_attention_heads", "n_head")
         vocab = _first(config, "vocab_size", "padded_vocab_size")
@@ -153,10 +153,14 @@ class Shape:
         return None
 
 
+def _kinds(config: Mapping[str, Any]) -> list[str]:
+    """The kind of each layer; empty where the family has one kind, or another way of saying it."""
+    return list(config.get("layer_types") or config.get("layers_block_type") or ())
+
+
 def _layers_with_cache(config: Mapping[str, Any], layers: int) -> int:
     """Layers that keep something for each position."""
-    kinds = config.get("layer_types") or config.get("layers_block_type")
-    if isinstance(kinds, list):
+    if kinds := _kinds(config):
         return sum(kind not in NOTHING_KEPT for kind in kinds)
     some = config.get("attn_layer_indices")
     return len(some) if isinstance(some, list) else layers

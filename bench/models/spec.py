@@ -36,5 +36,10 @@ class Model:
     @cached_property
     def config(self) -> dict[str, Any]:
         """The architecture as a dict, empty when it is not known before loading."""
-        config: dict[str, Any] = json.loads(self.architecture) if self.architecture else {}
+        config: dict[str, Any] = json.loads(self.architecture, object_hook=_special) if self.architecture else {}
         return config
+
+
+def _special(value: dict[str, Any]) -> Any:
+    """What transformers writes for a number that JSON does not have, such as infinity, as a number."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
