@@ -18,7 +18,7 @@ NAME = "bench_decode"
 """Under which `attend` is registered with transformers. Without a mask function of this name none is made."""
 
 LARGEST = 256
-"""Size of heads up to which the kernel is used: what a program holds of more does not fit into its registers."""
+"""Size of heads up to which the kernel is used: it was measured up to this, and not made for more."""
 
 UNUSED = {"dropout", "is_causal", "position_ids", "cache_position", "position_embeddings", "use_cache"}
 """Arguments that change nothing for one new token; `dropout` is 0 in inference."""
