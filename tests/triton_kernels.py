@@ -6,6 +6,7 @@ On a GPU the same comparison runs without the variable.
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import torch
 
@@ -13,52 +14,103 @@ GPU = torch.accelerator.is_available()
 DEVICE = torch.accelerator.current_accelerator() if GPU else torch.device("cpu")
 
 
+class Case(NamedTuple):
+    """Attention with these sizes, and of this kind."""
+
+    batch: int
+    beams: int
+    heads: int
+    kv_heads: int
+    size: int
+    prompt: int = 256
+    """Room for prompts."""
+    own: int = 64
+    length: int = 200
+    """Of prompts."""
+    step: int = 37
+    window: int = 0
+    softcap: float = 0.0
+    biased: bool = False
+    """With ALiBi and sinks."""
+    dtype: torch.dtype = torch.float32
+    values: int = 0
+    """Size of values, where it is another."""
+    latent: bool = False
+    paired: bool = False
+    chosen: float = 0.0
+    """Share of places that an indexer chooses."""
+
+
+CASES = (
+    Case(1, 1, 4, 4, 64, prompt=128, length=100, step=0),
+    Case(2, 4, 8, 2, 96),
+    Case(3, 3, 4, 1, 80, prompt=64, length=64, step=63, window=30),
+    Case(1, 2, 4, 2, 128, prompt=1024, length=1000, step=20, softcap=30.0),
+    Case(2, 1, 4, 4, 64, prompt=64, own=1024, length=50, step=1000),
+    Case(1, 4, 4, 4, 128, step=10, dtype=torch.float16),
+    Case(2, 3, 4, 2, 64, own=128, step=90, biased=True),
+    Case(2, 3, 80, 1, 16, prompt=128, length=100, step=50, biased=True, dtype=torch.float16),
+    Case(2, 3, 4, 2, 96, values=64, biased=True),
+    Case(2, 3, 4, 2, 192, values=128, window=100, dtype=torch.float16),
+    Case(2, 2, 40, 1, 256, values=32, latent=True, dtype=torch.float16),
+    Case(1, 3, 6, 1, 48, values=16, latent=True, own=128, step=100),
+    Case(2, 2, 16, 1, 512, values=64, latent=True, biased=True, chosen=0.1, dtype=torch.float16),
+    Case(1, 2, 4, 1, 32, values=24, latent=True, chosen=0.02),
+    Case(2, 2, 8, 4, 48, paired=True),
+    Case(1, 4, 4, 2, 64, paired=True, dtype=torch.float16),
+    Case(1, 4, 4, 2, 512, dtype=torch.float16),
+    Case(1, 4, 4, 2, 512, prompt=64, length=50),
+)
+
+
 def attention() -> None:
-    """Shared prompts, few and many heads in a group, head sizes, windows, soft caps, padding, ALiBi, sinks."""
+    """Shared prompts, few and many heads in a group, head sizes, windows, soft caps, padding, ALiBi, sinks.
+
+    Values of another size, latents, values of two heads, chosen places.
+    """
     from bench.compiled import attention, attention_kernel
 
     tuned = attention_kernel._pieces
-    configs = tuned.configs
-    for number, case in enumerate((
-        (1, 1, 4, 4, 64, 128, 64, 100, 0, 0, 0.0, False, torch.float32),
-        (2, 4, 8, 2, 96, 256, 64, 200, 37, 0, 0.0, False, torch.float32),
-        (3, 3, 4, 1, 80, 64, 64, 64, 63, 30, 0.0, False, torch.float32),
-        (1, 2, 4, 2, 128, 1024, 64, 1000, 20, 0, 30.0, False, torch.float32),
-        (2, 1, 4, 4, 64, 64, 1024, 50, 1000, 0, 0.0, False, torch.float32),
-        (1, 4, 4, 4, 128, 256, 64, 200, 10, 0, 0.0, False, torch.float16),
-        (2, 3, 4, 2, 64, 256, 128, 200, 90, 0, 0.0, True, torch.float32),
-        (2, 3, 80, 1, 16, 128, 64, 100, 50, 0, 0.0, True, torch.float16),
-    )):  # fmt: skip
-        batch, beams, heads, kv_heads, size, prompt, own, length, step, window, softcap, biased, dtype = case
-        tried = configs[number % len(configs)]
+    for number, case in enumerate(CASES):
+        value_size = case.values or case.size
+        sizes = {"D2": case.size, "V2": value_size * (1 + case.paired), "LATENT": case.latent}
+        fitting = attention_kernel._fitting(None, None, **sizes)
+        tried = fitting[number % len(fitting)]
         if GPU:  # one each, because each is compiled
             tuned.configs = [tried]
         else:  # the interpreter measures nothing
             attention_kernel._pieces = _Configured(tuned.fn, **tried.kwargs)
         torch.manual_seed(0)
-        rows = batch * beams
+        batch, rows, kv_heads = case.batch, case.batch * case.beams, case.kv_heads
 
-        def draw(*shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+        def draw(*shape: int, dtype: torch.dtype = case.dtype) -> torch.Tensor:
             return torch.randn(*shape).to(DEVICE, dtype)
 
         def whole(values: torch.Tensor | list[int]) -> torch.Tensor:
             return torch.as_tensor(values).to(DEVICE, torch.int32)
 
-        ancestry = torch.randint(0, beams, (rows, own)) + (torch.arange(rows) // beams * beams)[:, None]
-        ancestry[:, step:] = torch.arange(rows)[:, None]
-        query = draw(rows, heads, 1, size)
+        ancestry = (
+            torch.randint(0, case.beams, (rows, case.own)) + (torch.arange(rows) // case.beams * case.beams)[:, None]
+        )
+        ancestry[:, case.step :] = torch.arange(rows)[:, None]
+        query = draw(rows, case.heads, 1, case.size + value_size * case.latent)
         parts = attention.Parts(
-            draw(rows, kv_heads, 1, size), draw(rows, kv_heads, 1, size),
-            draw(batch, kv_heads, prompt, size), draw(batch, kv_heads, prompt, size),
-            draw(rows, kv_heads, own, size), draw(rows, kv_heads, own, size),
-            whole(ancestry), whole([length]), whole([step]), whole(torch.randint(0, 20, (batch,))), 64, False,
-            draw(heads, prompt + own) if biased else None,
+            *(draw(rows, kv_heads, 1, size) for size in (case.size, value_size)),
+            *(draw(batch, kv_heads, case.prompt, size) for size in (case.size, value_size)),
+            *(draw(rows, kv_heads, case.own, size) for size in (case.size, value_size)),
+            whole(ancestry), whole([case.length]), whole([case.step]), whole(torch.randint(0, 20, (batch,))), 64, False,
+            draw(case.heads, case.prompt + case.own) if case.biased else None, case.latent, case.paired,
         )  # fmt: skip
         copy = parts._replace(own_keys=parts.own_keys.clone(), own_values=parts.own_values.clone())
-        sinks = 3 + draw(heads) if biased else None
-        wanted = attention.reference(query, parts, sinks, 0.1, softcap, window)
-        found = attention_kernel.attend(query, *copy, sinks, 0.1, softcap, window)
-        torch.testing.assert_close(found, wanted, atol=1e-3 if dtype == torch.float16 else 2e-6, rtol=0)
+        chosen = None
+        if case.chosen:
+            chosen = (torch.rand(rows, case.prompt + case.own) < case.chosen).to(DEVICE) & parts.places().seen()
+            chosen[:, 30] = True
+        more = 3 + draw(case.heads) if case.biased else None, chosen, 0.1, case.softcap, case.window
+        wanted = attention.reference(query, *parts, *more)
+        found = attention_kernel.attend(query, *copy, *more)
+        exact = 2e-3 if case.dtype == torch.float16 else 2e-6
+        torch.testing.assert_close(found, wanted, atol=exact, rtol=exact)
         assert torch.equal(parts.own_keys, copy.own_keys) and torch.equal(parts.own_values, copy.own_values)
 
 

@@ -17,9 +17,6 @@ except ImportError:  # this torch has no Triton
 NAME = "bench_decode"
 """Under which `attend` is registered with transformers. Without a mask function of this name none is made."""
 
-LARGEST = 256
-"""Size of heads up to which the kernel is used: it was measured up to this, and not made for more."""
-
 UNUSED = {"dropout", "is_causal", "position_ids", "cache_position", "position_embeddings", "use_cache"}
 """Arguments that change nothing for one new token; `dropout` is 0 in inference."""
 
@@ -28,8 +25,9 @@ class Parts(NamedTuple):
     """What the cache hands through the model's attention layer in the place of keys and values."""
 
     new_keys: torch.Tensor
-    """Keys (or values) of the new position, shape [rows, key-value heads, 1, head size]; rows is batch x beams."""
+    """Keys of the new position, shape [rows, key-value heads, 1, head size]; rows is batch x beams."""
     new_values: torch.Tensor
+    """The same of values, whose size may be another one."""
     prompt_keys: torch.Tensor
     """Shape [batch, key-value heads, prompt capacity, head size], shared by the beams of a prompt."""
     prompt_values: torch.Tensor
@@ -42,36 +40,97 @@ class Parts(NamedTuple):
     """Filled positions of the prompt's cache, int32 of one element."""
     step: torch.Tensor
     """Filled generated positions, int32 of one element."""
-    pad: torch.Tensor
-    """Padding on the left of each prompt, int32 of shape [batch]."""
+    first: torch.Tensor
+    """Position of each prompt that is the first to be attended to, behind its padding: int32 of shape [batch]."""
     units: int
     """How many programs fill the device."""
     early: bool
     """Whether the device launches a kernel before the one in front of it has ended."""
     bias: torch.Tensor | None = None
-    """Added to the score of a position by its distance from the prompt's first token: shape [heads, positions]."""
+    """Added to the score of a position by its distance from `first`: shape [heads, positions]."""
+    latent: bool = False
+    """Keys are latents of one head, which are the values, too; the part of keys with positions is in place of values.
+
+    A query has both parts behind one another (multi-head latent attention with absorbed weights, DeepSeek-V2 2024).
+    """
+    paired: bool = False
+    """A head's values are those of two heads, half of all apart, behind one another (DiffLlama)."""
+
+    def places(self) -> Places:
+        """Of this layer's cache."""
+        lengths = self.prompt_keys.shape[2], self.own_keys.shape[2]
+        return Places(self.prompt_length, self.step, self.first, lengths, len(self.own_keys))
+
+
+class Places(NamedTuple):
+    """What the places of a cache hold: of the prompt's first, and then of those generated, all of one row."""
+
+    prompt_length: torch.Tensor
+    step: torch.Tensor
+    first: torch.Tensor
+    capacities: tuple[int, int]
+    """Of the prompt's cache, and of a row's own."""
+    rows: int
+
+    def positions(self) -> torch.Tensor:
+        """The position that each place is for, [capacities]: generated ones come after the prompt's filled ones."""
+        prompt, own = (torch.arange(length, device=self.step.device) for length in self.capacities)
+        return torch.cat([prompt, self.prompt_length + own])
+
+    def seen(self) -> torch.Tensor:
+        """Whether each row may attend to each place, [rows, capacities]."""
+        length, _ = self.capacities
+        positions = self.positions()
+        filled = positions <= self.prompt_length + self.step
+        filled &= (positions < self.prompt_length) | (torch.arange(len(positions), device=filled.device) >= length)
+        behind = positions >= self.first[:, None]
+        return (filled & behind).repeat_interleave(self.rows // len(self.first), dim=0)
 
 
 def attend(
-    module: torch.nn.Module, query: torch.Tensor, key: Parts, value: Parts, attention_mask: None,
-    scaling: float | None = None,
-    sliding_window: int | None = None, softcap: float | None = None, s_aux: torch.Tensor | None = None, **other: Any,
+    module: Any, query: torch.Tensor, key: Parts, value: Parts, attention_mask: torch.Tensor | None,
+    scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
+    s_aux: torch.Tensor | None = None, indices: torch.Tensor | None = None, **other: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache.
 
-    `s_aux` is transformers' name for sinks: scores of shape [heads] that no value belongs to.
+    `s_aux` is transformers' name for sinks: scores of shape [heads] that no value belongs to. `indices` are the places
+    that an indexer has chosen among `Places.seen`, shape [rows, 1, chosen].
     """
     surprises = sorted(name for name, given in other.items() if given is not None and name not in UNUSED)
     if any(isinstance(other[name], torch.Tensor) for name in surprises):
         raise Unsupported(f"{type(module).__name__} gives its attention {', '.join(surprises)}, which compiled ignores")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    window = sliding_window or 0
+    chosen = None
+    if indices is not None:
+        seen = key.places().seen()
+        chosen = torch.zeros_like(seen).scatter(1, indices[:, 0].long(), True) & seen
     query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32
-    if kernel is not None and query.device.type != "cpu" and query.shape[-1] <= LARGEST:
-        result = kernel(query, *key, s_aux, scale, softcap or 0.0, window)
+    run = kernel if kernel is not None and query.device.type != "cpu" else reference
+    more = s_aux, chosen, scale, softcap or 0.0, sliding_window or 0
+    if not key.latent:
+        return run(query, *key, *more).unsqueeze(1), None
+    keys, values = _expansion(module, query)
+    plain, positioned = query[..., : keys.shape[1]], query[..., keys.shape[1] :]
+    absorbed = (plain.squeeze(2).transpose(0, 1) @ keys).transpose(0, 1).unsqueeze(2)
+    latents = run(torch.cat([absorbed, positioned], dim=-1), *key, *more)
+    return (latents.transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1).unsqueeze(1), None
+
+
+def _expansion(layer: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The weights that make of latents keys, [heads, size without positions, rank], and values, [heads, size, rank].
+
+    Packed ones are had by expanding an identity.
+    """
+    expand = layer.kv_b_proj
+    if type(expand) is torch.nn.Linear and type(expand.weight) in (torch.Tensor, torch.nn.Parameter):
+        weight = expand.weight
     else:
-        result = reference(query, key, s_aux, scale, softcap or 0.0, window)
-    return result.unsqueeze(1), None
+        weight = expand(torch.eye(layer.kv_lora_rank, dtype=like.dtype, device=like.device)).T
+    if getattr(expand, "bias", None) is not None:
+        raise Unsupported(f"engine=compiled does not know latents with a bias, as in {type(layer).__name__}")
+    both = torch.unflatten(weight, 0, (-1, layer.qk_nope_head_dim + layer.v_head_dim))
+    return both[:, : layer.qk_nope_head_dim], both[:, layer.qk_nope_head_dim :]
 
 
 def contiguous(
@@ -89,37 +148,77 @@ def contiguous(
     return torch.where((place < prompt_length)[:, None], given, mine)
 
 
-def reference(
-    query: torch.Tensor, parts: Parts, sinks: torch.Tensor | None, scale: float, softcap: float, window: int
-) -> torch.Tensor:
-    """The same in plain torch, for devices without Triton and large heads: shape [rows, heads, head size]."""
-    rows, heads, _, _ = query.shape
-    batch, kv_heads, _, _ = parts.prompt_keys.shape
-    index = parts.step.long()
+def inherited(own: torch.Tensor, ancestry: torch.Tensor) -> torch.Tensor:
+    """The generated positions of each row, [rows, heads, capacity, size], of what each row has computed."""
+    return own[ancestry.long(), :, torch.arange(own.shape[2], device=own.device)].transpose(1, 2)
+
+
+def reference(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    """The same as the kernel in plain torch, for devices without Triton: shape [rows, heads, head size].
+
+    `arguments` are `Parts` and the kernel's others. The prompt's cache is read where it is, for all its beams.
+    """
+    *fields, sinks, chosen, scale, softcap, window = arguments
+    parts = Parts(*fields)
+    query, index = query.squeeze(2).float(), parts.step.long()
     parts.own_keys.index_copy_(2, index, parts.new_keys)
     parts.own_values.index_copy_(2, index, parts.new_values)
-
-    def whole(prompt: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-        return contiguous(prompt, own, parts.ancestry, parts.prompt_length).repeat_interleave(heads // kv_heads, dim=1)
-
-    keys, values = whole(parts.prompt_keys, parts.own_keys), whole(parts.prompt_values, parts.own_values)
-    place = torch.arange(keys.shape[2], device=keys.device)
-    now = parts.prompt_length + parts.step
-    first = parts.pad.repeat_interleave(rows // batch)[:, None]
-    seen = (place >= first) & (place <= now)
-    if window:
-        seen &= place > now - window
-    scores = (query.float() @ keys.float().transpose(-1, -2)) * scale
+    keys = parts.prompt_keys, inherited(parts.own_keys, parts.ancestry)
+    values = parts.prompt_values, inherited(parts.own_values, parts.ancestry)
+    if parts.latent:
+        rank = keys[0].shape[-1]
+        found = (scores(query[..., :rank], *keys) + scores(query[..., rank:], *values)) * scale
+        values = keys
+    else:
+        found = scores(query, *keys) * scale
+    if parts.paired:
+        prompt, own = (torch.cat(each.chunk(2, dim=1), dim=-1).repeat(1, 2, 1, 1) for each in values)
+        values = prompt, own
     if softcap:
-        scores = softcap * torch.tanh(scores / softcap)
+        found = softcap * torch.tanh(found / softcap)
+    places = parts.places()
+    positions = places.positions()
+    seen = places.seen() if chosen is None else chosen
+    if window:
+        seen = seen & (positions > parts.prompt_length + parts.step - window)
     if parts.bias is not None:
-        distance = (place - first).clamp(min=0, max=parts.bias.shape[1] - 1)
-        scores = scores + parts.bias[:, distance].transpose(0, 1)[:, :, None]
-    scores = scores.masked_fill(~seen[:, None, None, :], -torch.inf)
+        first = parts.first.repeat_interleave(len(query) // len(parts.first))[:, None]
+        distance = (positions - first).clamp(min=0, max=parts.bias.shape[1] - 1)
+        found = found + parts.bias[:, distance].transpose(0, 1)
+    found = found.masked_fill(~seen[:, None], -torch.inf)
     if sinks is not None:
-        scores = torch.cat([scores, sinks.float()[None, :, None, None].expand(rows, -1, 1, 1)], dim=-1)
-    weights = scores.softmax(-1)[..., : len(place)]
-    return (weights.to(values.dtype) @ values).squeeze(2)
+        found = torch.cat([found, sinks.float()[None, :, None].expand(len(query), -1, 1)], dim=-1)
+    return _mixed(found.softmax(-1)[..., : len(positions)].to(values[0].dtype), *values)
+
+
+def scores(query: torch.Tensor, prompt: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Products of queries of shape [rows, heads, size] with what is behind one another for each row.
+
+    `prompt` is of shape [batch, key-value heads, capacity, size], and read once for all rows that share it; `own` is of
+    shape [rows, key-value heads, capacity, size]. Returns [rows, heads, capacities].
+    """
+    given = _of_rows(_of_prompts(query, prompt) @ prompt.float().transpose(-1, -2), len(own))
+    mine = torch.unflatten(query, 1, (own.shape[1], -1)) @ own.float().transpose(-1, -2)
+    return torch.cat([given, mine.flatten(1, 2)], dim=-1)
+
+
+def _mixed(weights: torch.Tensor, prompt: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """Sums of values by weights of shape [rows, heads, capacities]: [rows, heads, size]."""
+    length = prompt.shape[2]
+    given = _of_rows(_of_prompts(weights[..., :length], prompt) @ prompt, len(own))
+    return given + (torch.unflatten(weights[..., length:], 1, (own.shape[1], -1)) @ own).flatten(1, 2)
+
+
+def _of_prompts(each: torch.Tensor, prompt: torch.Tensor) -> torch.Tensor:
+    """[rows, heads, n] as [batch, key-value heads, all that read the same, n]."""
+    batch, heads = prompt.shape[:2]
+    rows, several, size = each.shape
+    return each.view(batch, rows // batch, heads, several // heads, size).transpose(1, 2).flatten(2, 3)
+
+
+def _of_rows(each: torch.Tensor, rows: int) -> torch.Tensor:
+    """The inverse of `_of_prompts`."""
+    return torch.unflatten(each, 2, (rows // len(each), -1)).transpose(1, 2).flatten(0, 1).flatten(1, 2)
 
 
 AttentionInterface.register(NAME, attend)

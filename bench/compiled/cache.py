@@ -11,7 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import Unsupported
 from . import own_attention
-from .attention import NAME, Parts, contiguous
+from .attention import NAME, Parts, Places, contiguous, inherited, scores
 
 KEYS_AND_VALUES = {"StaticLayer", "StaticSlidingWindowLayer", "StaticIndexedLayer"}
 """Layers of transformers' static cache that keep something for each position."""
@@ -73,28 +73,60 @@ class Shared:
         """Keep that of the prompts."""
         self.prompt[:, :, : new.shape[2]] = new
 
+    def add(self, new: torch.Tensor) -> None:
+        """Keep that of one new position of each row."""
+        self.own.index_copy_(2, self.place.step.long(), new)
+
     def extended(self, new: torch.Tensor) -> torch.Tensor:
         """Keep that of one new position, and give back all, [rows, heads, capacities, size], without a gap."""
-        self.own.index_copy_(2, self.place.step.long(), new)
+        self.add(new)
         return contiguous(self.prompt, self.own, self.place.ancestry, self.place.prompt_length)
+
+
+class Index:
+    """An indexer's keys, in the place of a tensor [rows, capacities, size] of which it asks one product."""
+
+    def __init__(self, keys: Shared) -> None:
+        self.keys = keys
+
+    def transpose(self, *_: int) -> Index:
+        """The product does it."""
+        return self
+
+    unsqueeze = transpose
+
+    def float(self) -> Index:
+        """They are."""
+        return self
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, _: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> torch.Tensor:
+        """Products of queries of shape [rows, 1, heads, size] with all keys: [rows, 1, heads, capacities]."""
+        if function not in (torch.matmul, torch.Tensor.matmul) or named or not isinstance(arguments[1], Index):
+            raise Unsupported(f"engine=compiled does not know an indexer that asks for {function}: use engine=eager")
+        query, keys = arguments[0], arguments[1].keys
+        return scores(query.squeeze(1), keys.prompt, inherited(keys.own, keys.place.ancestry)).unsqueeze(1)
 
 
 class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
     """Keys and values of a layer, and what an indexer has for its own.
 
     While decoding, `update` gives the attention `Parts` of them or, with `whole`, all positions as transformers' static
-    cache does: each row's own in one piece.
+    cache does: each row's own in one piece. With `chunk`, only positions of the same so many are attended to.
     """
 
     is_compileable = True
     is_sliding = False
 
-    def __init__(self, place: Place, prompt_capacity: int, bias: torch.Tensor | None) -> None:
+    def __init__(
+        self, place: Place, prompt_capacity: int, whole: bool, bias: torch.Tensor | None, chunk: int | None
+    ) -> None:
         super().__init__()
-        self.place, self.bias = place, bias
+        self.place, self.whole, self.bias, self.chunk = place, whole, bias, chunk
         self.prompt_capacity = prompt_capacity
         self.filling = True
-        self.whole = False
         self.indexer: Shared | None = None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -117,25 +149,29 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
         place = self.place
         parts = Parts(
             key_states, value_states, keys.prompt, values.prompt, keys.own, values.own,
-            place.ancestry, place.prompt_length, place.step, place.pad, place.units, place.early, self.bias,
+            place.ancestry, place.prompt_length, place.step, self._first(), place.units, place.early, self.bias,
         )  # fmt: skip
         return parts, parts
 
-    def update_indexer(self, states: torch.Tensor) -> torch.Tensor:
-        """Keys by which sparse attention chooses positions, [batch, length, size]; as `update` with `whole`."""
-        states = states.unsqueeze(1)
-        if self.indexer is None:
-            self.indexer = Shared(self.place, self.prompt_capacity, states)
-        if self.filling:
-            self.indexer.fill(states)
-        else:
-            states = self.indexer.extended(states)
-        return states.squeeze(1)
+    def _first(self) -> torch.Tensor:
+        """Position of each prompt that is the first to be attended to; chunks are counted from behind the padding."""
+        place = self.place
+        if self.chunk is None:
+            return place.pad
+        return place.pad + (place.prompt_length + place.step - place.pad) // self.chunk * self.chunk
 
-    def of_one_size(self) -> bool:
-        """Whether keys are as long as values, as `Parts` have it."""
-        keys, values = self.shared
-        return keys.own.shape == values.own.shape
+    def update_indexer(self, states: torch.Tensor) -> Any:
+        """Keys by which sparse attention chooses positions, [batch, length, size]; kept in fp32, as they are read."""
+        kept = states.unsqueeze(1).to(states.dtype if self.whole else torch.float32)
+        if self.indexer is None:
+            self.indexer = Shared(self.place, self.prompt_capacity, kept)
+        if self.filling:
+            self.indexer.fill(kept)
+            return states
+        if self.whole:
+            return self.indexer.extended(kept).squeeze(1)
+        self.indexer.add(kept)
+        return Index(self.indexer)
 
     def get_seq_length(self) -> Any:
         """Filled positions: a tensor while decoding, because a number would be baked into the graph."""
@@ -200,16 +236,18 @@ class SharedPrompt:
                 f"transformers chooses the positions that {config.model_type} attends to on the host: use engine=eager"
             )
         kinds = StaticCache(config=config, max_cache_len=self.length).layers
-        self.whole = not own_attention.takes_parts(model, {type(kind).__name__ for kind in kinds})
+        self.indexed = any(type(kind).__name__ == "StaticIndexedLayer" for kind in kinds)
+        self.whole = not own_attention.takes_parts(model)
         bias = None if self.whole else own_attention.bias(model, self.length)
         if bias is not None:
             stay(bias)
         self.layers: list[SharedPromptLayer] = []
         self.states: list[States] = []
         layers = []
-        for kind in kinds:
+        for number, kind in enumerate(kinds):
             if (name := type(kind).__name__) in KEYS_AND_VALUES:
-                kind = SharedPromptLayer(place, prompt_capacity, bias)
+                chunk = own_attention.chunk(config, number)
+                kind = SharedPromptLayer(place, prompt_capacity, self.whole, bias, chunk)
                 self.layers.append(kind)
             elif name == "LinearAttentionLayer":
                 self.states.append(States(kind, place))
@@ -235,15 +273,19 @@ class SharedPrompt:
             input_ids=ids, attention_mask=mask, position_ids=position_ids, use_cache=True, logits_to_keep=1,
             **{self.name: self.cache},
         ).logits[:, -1]  # fmt: skip
-        used = [layer for layer in self.layers if layer.is_initialized]
-        if not used and not any(states.used() for states in self.states):
+        if not any(layer.is_initialized for layer in self.layers) and not any(states.used() for states in self.states):
             raise Unsupported(f"{self.config.model_type} does not use the cache it is given: use engine=eager")
-        self.whole = self.whole or not all(layer.of_one_size() for layer in used)
         return logits
 
     def arguments(self) -> dict[str, Any]:
-        """What the model needs for one new token beside ids and positions."""
-        return {self.name: self.cache, "attention_mask": self.mask}
+        """What the model needs for one new token beside ids and positions.
+
+        Attention in parts reads no mask, but an indexer does: which places it may choose.
+        """
+        mask = self.mask
+        if self.indexed and not self.whole:
+            mask = self._places().seen()[:, None, None]
+        return {self.name: self.cache, "attention_mask": mask}
 
     def decoding(self, yes: bool) -> None:
         """Switch between filling prompts and the step: which cache, whose attention.
@@ -251,7 +293,7 @@ class SharedPrompt:
         Experts change, too, as `generate` has it: grouped products may wait for the host, which no graph holds.
         """
         for layer in self.layers:
-            layer.filling, layer.whole = not yes, self.whole
+            layer.filling = not yes
         for states in self.states:
             states.decoding(yes)
         for method in self.methods:
@@ -261,6 +303,11 @@ class SharedPrompt:
         self.config._attn_implementation = NAME if yes and not self.whole else self.usual
         if self.groups_experts:
             self.config._experts_implementation = "batched_mm" if yes else "grouped_mm"
+
+    def _places(self) -> Places:
+        place = self.place
+        capacities = self.length - place.capacity, place.capacity
+        return Places(place.prompt_length, place.step, place.pad, capacities, place.rows)
 
     def _mask(self) -> None:
         """Ones of shape [rows, 1] that no attention reads; OPT would make some, and ask the host how many.

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 
 import torch
 from transformers.models.bloom import modeling_bloom
+from transformers.models.diffllama import modeling_diffllama
 from transformers.models.falcon import modeling_falcon
 
-from .attention import attend
+from .attention import Parts, attend
 
 
 class Method(NamedTuple):
@@ -64,6 +65,31 @@ def _xglm(self: Any, hidden_states: torch.Tensor, past_key_values: Any, **_: Any
     return self.out_proj(_mixed(self, query, key, value, past_key_values)), None
 
 
+def _diffllama(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: Any, past_key_values: Any = None, **_: Any
+) -> tuple[Any, None]:
+    query, key, value = (
+        layer(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        for layer in (self.q_proj, self.k_proj, self.v_proj)
+    )
+    query, key = modeling_diffllama.apply_rotary_pos_emb(query, key, *position_embeddings)
+    parts, _ = past_key_values.update(key, value, self.layer_idx)
+    paired = parts._replace(paired=True)
+    mixed, subtracted = attend(self, query, paired, paired, None, scaling=self.head_dim**-0.5)[0].chunk(2, dim=2)
+    powers = [
+        torch.exp((left * right).sum(dtype=torch.float32)).to(query.dtype)
+        for left, right in ((self.lambda_q1, self.lambda_k1), (self.lambda_q2, self.lambda_k2))
+    ]
+    difference = mixed - (powers[0] - powers[1] + self.lambda_init) * subtracted
+    return self.o_proj((1 - self.lambda_init) * self.groupnorm(difference).flatten(2)), None
+
+
+def _latent(_: Any, parts: Parts, __: Parts) -> tuple[Parts, Parts]:
+    """Latents as they are in the place of the keys and values that they expand to."""
+    latent = parts._replace(latent=True)
+    return latent, latent
+
+
 def _mixed(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cache: Any) -> torch.Tensor:
     """Attention from projections of shape [rows, heads, 1, head size]; returns [rows, 1, hidden size]."""
     parts, _ = cache.update(key, value, layer.layer_idx)
@@ -77,30 +103,30 @@ REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
     "BloomAttention": ("forward", _bloom),
     "FalconAttention": ("forward", _falcon),
     "XGLMAttention": ("forward", _xglm),
+    "DiffLlamaAttention": ("forward", _diffllama),
 }
 """By the class of the attention layer: the method that is replaced, and by what."""
+LATENT = "expand_kv"
+"""The method that all families of latent attention have since transformers 5.21; before, they kept what it returns."""
+
+KNOWN_LAYERS = {
+    "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "moe",
+    "mlp",
+}  # fmt: skip
+"""Kinds of layers whose attention, if any, is that of `attention.attend`."""
 
 
-KNOWN_LAYERS = {"full_attention", "sliding_attention", "linear_attention", "conv", "moe", "mlp"}
-"""Kinds of layers whose attention, if any, is that of `attention.attend`: chunks, for example, are not."""
-
-
-def takes_parts(model: Any, kinds: set[str]) -> bool:
+def takes_parts(model: Any) -> bool:
     """Whether `attention.attend` can take the place of the attention of `model`, with the cache in parts.
 
-    Not where layers compute with what the cache gives them (latent attention expands it, DiffLlama cuts it in two,
-    indexers choose from it), nor where attention is not known here; `kinds` are classes of transformers' static cache.
+    Not where it is not known here.
     """
     config = model.config.get_text_config(decoder=True)
     module = sys.modules[type(model).__module__]
-    asks = getattr(model, "_supports_attention_backend", False) or hasattr(module, "ALL_ATTENTION_FUNCTIONS")
     types = set(getattr(config, "layer_types", None) or ())
-    latent = bool(getattr(config, "kv_lora_rank", None))
-    if latent or config.model_type == "diffllama" or "StaticIndexedLayer" in kinds:
+    if types - KNOWN_LAYERS:
         return False
-    if types - KNOWN_LAYERS or (not types and getattr(config, "attention_chunk_size", None)):
-        return False
-    if asks:
+    if getattr(model, "_supports_attention_backend", False) or hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
         return True
     doubled = config.model_type == "falcon" and config.alibi and config._attn_implementation == "eager"
     return bool(methods(model)) and "sliding_attention" not in types and not doubled
@@ -110,10 +136,17 @@ def methods(model: Any) -> list[Method]:
     """What is to be replaced in `model`: nothing, if its family is not known here."""
     found = []
     for layer in model.modules():
-        name, new = REPLACED.get(type(layer).__name__, ("", None))
-        if new is not None:
+        name, new = REPLACED.get(type(layer).__name__, (LATENT, _latent))
+        if hasattr(layer, name):
             found.append(Method(layer, name, types.MethodType(new, layer)))
     return found
+
+
+def chunk(config: Any, number: int) -> int | None:
+    """Size of the chunks within which the layer of that number attends; None for no chunks."""
+    kinds = getattr(config, "layer_types", None)
+    size: int | None = getattr(config, "attention_chunk_size", None)
+    return size if kinds is None or kinds[number] == "chunked_attention" else None
 
 
 def bias(model: Any, length: int) -> torch.Tensor | None:
