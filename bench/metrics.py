@@ -277,25 +277,44 @@ def weight_bytes_read(record: Record) -> float:
     metrics.md 3.3.
     """
     cost = record.cost
-    sequences = _axis(record, "batch_size") * _axis(record, "num_beams")
-    return cost.weight_bytes - cost.expert_bytes * (1 - cost.chosen_experts) ** sequences
+    return cost.weight_bytes - cost.expert_bytes * (1 - cost.chosen_experts) ** _sequences(record)
 
 
 def decode_bytes(record: Record) -> float:
-    """Bytes that one decoding step must read: weights + B * W * KV bytes at the mean context S + N/2."""
-    context = _axis(record, "input_tokens") + _axis(record, "output_tokens") / 2
-    sequences = _axis(record, "batch_size") * _axis(record, "num_beams")
-    return weight_bytes_read(record) + sequences * record.cost.kv_bytes_per_token * context
+    """Bytes that one decoding step must read: weights + B * W * (KV bytes at the mean context S + N/2 + states).
+
+    Layers with a window read no more than it. States, which linear attention has, are read and written.
+    """
+    prompt, own = _cache_bytes(record)
+    return weight_bytes_read(record) + _sequences(record) * (prompt + own)
 
 
 def least_decode_bytes(record: Record) -> float:
     """Bytes that no way of decoding can avoid per step: as `decode_bytes`, with the prompt's KV once for all its beams.
 
-    Weights + B * KV(S) + B * W * KV(N/2). Equal to `decode_bytes` without beams.
+    Weights + B * KV(S) + B * W * (KV(N/2) + states). Equal to `decode_bytes` without beams.
     """
-    prompts = _axis(record, "batch_size") * _axis(record, "input_tokens")
-    own = _axis(record, "batch_size") * _axis(record, "num_beams") * _axis(record, "output_tokens") / 2
-    return weight_bytes_read(record) + (prompts + own) * record.cost.kv_bytes_per_token
+    prompt, own = _cache_bytes(record)
+    return weight_bytes_read(record) + _axis(record, "batch_size") * prompt + _sequences(record) * own
+
+
+def _sequences(record: Record) -> int:
+    return _axis(record, "batch_size") * _axis(record, "num_beams")
+
+
+def _cache_bytes(record: Record) -> tuple[float, float]:
+    """What a step moves for one sequence, on average: of the prompt's cache, and of its own with its states."""
+    cost, inputs, outputs = record.cost, _axis(record, "input_tokens"), _axis(record, "output_tokens")
+    full = cost.kv_bytes_per_token - cost.window_bytes_per_token
+    own = full * outputs / 2 + cost.window_bytes_per_token * _seen(0, outputs, cost.window)
+    both = full * (inputs + outputs / 2) + cost.window_bytes_per_token * _seen(inputs, outputs, cost.window)
+    return both - own, own + 2 * cost.state_bytes
+
+
+def _seen(before: float, more: float, window: float) -> float:
+    """Mean of min(before + t, window) over t from 0 to `more`."""
+    growing = min(max(window - before, 0.0), more)
+    return ((min(before, window) + growing / 2) * growing + window * (more - growing)) / more
 
 
 def prefill_flops(record: Record) -> float:

@@ -49,6 +49,12 @@ class ModelCost:
     """Of `weight_bytes`, those of experts among which a router chooses."""
     chosen_experts: float = 1.0
     """Share of a layer's experts that it chooses for a token."""
+    window_bytes_per_token: float = 0.0
+    """Of `kv_bytes_per_token`, those of layers that read a window of the latest positions only."""
+    window: float = 0.0
+    """Positions of that window."""
+    state_bytes: float = 0.0
+    """Bytes of one sequence's states of linear attention and convolutions, which a step reads and writes."""
 
 
 @dataclass(frozen=True)

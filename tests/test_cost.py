@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from bench.metrics import decode_bytes, least_decode_bytes
-from bench.models import cost
+from bench.models import cost, kept
 from bench.models.shape import Shape
 from bench.models.spec import Model
 from bench.record import ModelCost
@@ -21,14 +21,67 @@ MIXTRAL = 2 * 4 * 3 * 64 * 96
 """Parameters of all experts: layers, experts of each, matrices of one, sizes."""
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gptj", "deepseek_v3", "llama4_text", "qwen3_5_text", "lfm2_moe"])
+KEEPING = [
+    "llama", "qwen3", "gptj", "gpt2", "mistral", "gpt_oss", "deepseek_v3", "deepseek_v32", "llama4_text",
+    "mimo_v2_flash", "qwen3_5_text", "lfm2_moe", "mamba2",
+]  # fmt: skip
+"""Caches of all kinds: latents and an indexer's keys, windows, chunks, sizes by layer, states with and without keys."""
+
+
+@pytest.mark.parametrize("family", KEEPING)
 def test_bytes_of_the_cache_are_those_that_transformers_keeps(family: str):
     made = model(family)
     cache = DynamicCache(config=made.config)
     with torch.inference_mode():
-        made(input_ids=torch.full((2, 5), 7), past_key_values=cache, use_cache=True)
-    kept = [part for layer in cache.layers if hasattr(layer, "keys") for part in (layer.keys, layer.values)]
-    assert cost.of(Model(name=family), made, 4).kv_bytes_per_token == sum(4 * part.numel() for part in kept) / 10
+        name = "cache_params" if family == "mamba2" else "past_key_values"
+        made(input_ids=torch.full((2, 5), 7), use_cache=True, **{name: cache})
+    found = cost.of(Model(name=family), made, 4)
+    parts = {
+        layer: [getattr(layer, part, None) for part in ("keys", "values", "indexer_keys")] for layer in cache.layers
+    }
+    bytes_of = {layer: sum(4 * part.numel() for part in some if part is not None) / 10 for layer, some in parts.items()}
+    windows = {layer: layer.sliding_window for layer in cache.layers if getattr(layer, "sliding_window", None)}
+    assert found.kv_bytes_per_token == sum(bytes_of.values())
+    assert found.window_bytes_per_token == sum(bytes_of[layer] for layer in windows)
+    assert found.window == min(windows.values(), default=0)
+    states = [state for layer in cache.layers for kind in ("conv_states", "recurrent_states")
+              for state in getattr(layer, kind, {}).values() if state is not None]  # fmt: skip
+    assert found.state_bytes == sum(4 * state.numel() for state in states) / 2
+    assert bool(states) == (family in ("qwen3_5_text", "lfm2_moe", "mamba2"))
+
+
+def test_sizes_say_what_is_kept_where_the_model_cannot_be_asked(monkeypatch: pytest.MonkeyPatch):
+    """A family whose code looks at values, which a tensor without data has not."""
+    made = model("llama")
+
+    def forward(self: Any, input_ids: torch.Tensor, **_: Any) -> None:
+        raise AssertionError(int(input_ids.sum()))
+
+    monkeypatch.setattr(type(made), "forward", forward)
+    assert kept.of(made) is None
+    assert cost.of(Model(name="llama"), made, 2).kv_bytes_per_token == 2 * 2 * 2 * 2 * 16
+
+
+def test_of_a_model_for_pictures_only_what_writes_is_counted():
+    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = small | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 199, "sliding_window": 8, "pad_token_id": 0}
+    config = AutoConfig.for_model(
+        "gemma3", text_config=text, vision_config=small | {"image_size": 28, "patch_size": 14}
+    )
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    writing = sum(each.numel() for each in made.get_decoder().parameters())
+    assert writing < sum(each.numel() for each in made.parameters())
+    found = cost.of(Model(name="gemma3", architecture=config.to_json_string(use_diff=False)), made, 4)
+    assert found.weight_bytes == 4 * writing  # the head is the input embedding
+    assert found.kv_bytes_per_token == 4 * 2 * 2 * 2 * 16
+    assert found.active_parameters == writing
+
+
+def test_a_floor_for_a_model_without_attention():
+    found = cost.of(Model(name="mamba2"), model("mamba2"), 4)
+    total = sum(parameter.numel() for parameter in model("mamba2").parameters())
+    assert found.weight_bytes == 4 * (total - (0 if model("mamba2").config.tie_word_embeddings else 199 * 64))
+    assert found.kv_bytes_per_token == 0 < found.state_bytes
 
 
 @pytest.mark.parametrize(
@@ -75,3 +128,18 @@ def test_bytes_of_a_step_with_experts(make: Any):
     record = make.record(make.cell(batch=1, beams=3, inputs=10, outputs=4), cost=costs)
     assert decode_bytes(record) == 360 + 370 + 3 * 5 * 12
     assert least_decode_bytes(record) == 360 + 370 + 5 * (10 + 3 * 2)
+
+
+def test_bytes_of_a_step_with_windows_and_states(make: Any):
+    """10 + t positions for t from 0 to 4, of which a window of 12 shows 10 to 12 and then 12, in the mean 11.5.
+
+    Of the 11.5, t are a row's own, in the mean 2; without beams there is nothing to share.
+    """
+    costs = ModelCost(weight_bytes=1000, kv_bytes_per_token=5, window_bytes_per_token=3, window=12, state_bytes=7)
+    record = make.record(make.cell(batch=2, beams=3, inputs=10, outputs=4), cost=costs)
+    assert decode_bytes(record) == 1000 + 6 * (2 * 12 + 3 * 11.5 + 14)
+    assert least_decode_bytes(record) == 1000 + 2 * (2 * 10 + 3 * 9.5) + 6 * (2 * 2 + 3 * 2 + 14)
+    alone = make.record(make.cell(batch=2, beams=1, inputs=10, outputs=4), cost=costs)
+    assert decode_bytes(alone) == least_decode_bytes(alone) == 1000 + 2 * (2 * 12 + 3 * 11.5 + 14)
+    behind = make.record(make.cell(batch=1, beams=1, inputs=20, outputs=4), cost=costs)
+    assert decode_bytes(behind) == 1000 + 2 * 22 + 3 * 12 + 14

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
 import math
 from typing import Any
 
 import torch
 
 from ..record import ModelCost
+from . import kept
 from .shape import Shape
 from .spec import Model
 
@@ -17,42 +18,59 @@ from .spec import Model
 def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
     """The cost of a loaded transformers model whose KV cache stores values of `kv_bytes` bytes.
 
-    Bytes are counted on the tensors as they are stored, so packed weights count packed. Figures that need an unknown
-    shape are NaN.
+    Bytes are counted on the tensors as they are stored, so packed weights count packed; of a model for pictures, too,
+    only what writes text. What a sequence keeps is that of transformers' own cache, or, where that cannot be had
+    without running the model, what its sizes say. Figures that need an unknown shape are NaN.
     """
-    if not model.architecture:  # known now, from the checkpoint
-        architecture = json.loads(loaded.config.to_json_string(use_diff=False))
-        model = dataclasses.replace(model, architecture=json.dumps(architecture))
+    config = loaded.config.get_text_config(decoder=True)
+    text = [loaded] if config is loaded.config else [loaded.get_decoder(), loaded.get_output_embeddings()]
+    if not model.architecture or config is not loaded.config:  # known now, from the checkpoint
+        model = dataclasses.replace(model, architecture=config.to_json_string(use_diff=False), parameters=None)
     if model.parameters is None:
-        model = dataclasses.replace(model, parameters=_parameters(loaded))
-    weight_bytes = stored(loaded)
+        model = dataclasses.replace(model, parameters=_parameters(text))
+    weight_bytes = stored(*text)
     table = loaded.get_input_embeddings().weight
     head = loaded.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is not table:
         weight_bytes -= table.numel() * table.element_size()
     shape = Shape.of(model)
-    if shape is None:
-        return ModelCost(weight_bytes=weight_bytes)
+    cost = _cache(kept.of(loaded), shape, kv_bytes)
     experts = [module for name, module in loaded.named_modules() if name.rpartition(".")[2] == "experts"]
-    active = shape.active_parameters(sum(map(_parameters, experts)) if experts else None)
+    expert_bytes = stored(*experts)
+    if shape is None:
+        return dataclasses.replace(cost, weight_bytes=weight_bytes, expert_bytes=math.nan if experts else 0.0)
+    active = shape.active_parameters(_parameters(experts) if experts else None)
     chosen = 1.0
     if shape.num_experts > 1:
         chosen = math.nan if shape.experts_per_token is None else shape.experts_per_token / shape.num_experts
-    return ModelCost(
+        expert_bytes = expert_bytes if experts else math.nan
+    return dataclasses.replace(
+        cost,
         weight_bytes=weight_bytes - shape.position_parameters * table.element_size(),
-        kv_bytes_per_token=shape.kv_bytes_per_token(kv_bytes),
         active_parameters=math.nan if active is None else float(active),
         head_parameters=float(shape.vocab_size * shape.hidden_size),
-        expert_bytes=0.0 if shape.num_experts == 1 else float(sum(map(stored, experts))) if experts else math.nan,
+        expert_bytes=expert_bytes,
         chosen_experts=chosen,
         attention_width=float(shape.num_layers * shape.num_heads * shape.head_dim),
     )
 
 
-def _parameters(model: Any) -> int:
+def _cache(found: kept.Kept | None, shape: Shape | None, kv_bytes: int) -> ModelCost:
+    """What a sequence adds to a step, of which `found` knows more than `shape`."""
+    if found is not None:
+        return ModelCost(
+            kv_bytes_per_token=float(found.values_per_token * kv_bytes),
+            window_bytes_per_token=float(found.window_values_per_token * kv_bytes),
+            window=float(found.window),
+            state_bytes=float(found.state_bytes),
+        )
+    return ModelCost(kv_bytes_per_token=math.nan if shape is None else shape.kv_bytes_per_token(kv_bytes))
+
+
+def _parameters(models: list[Any]) -> int:
     """Parameters, each once, of packed layers as many as there were before."""
     seen: dict[int, int] = {}
-    for module in model.modules():
+    for module in itertools.chain.from_iterable(model.modules() for model in models):
         for name, tensor in module.named_parameters(recurse=False):
             seen[id(tensor)] = tensor.numel()
             if name == "weight" and hasattr(module, "in_features"):
@@ -62,14 +80,14 @@ def _parameters(model: Any) -> int:
     return sum(seen.values())
 
 
-def stored(model: Any) -> float:
+def stored(*models: Any) -> float:
     """Bytes of all weights as they are stored, each tensor once: parameters, and what packed layers keep beside them.
 
     A layer that stands in for a linear one may hold its packed weights and scales in buffers, in tensors within a
     tensor (torchao) or in the state of a quantiser (bitsandbytes).
     """
     seen: dict[int, float] = {}
-    for module in model.modules():
+    for module in itertools.chain.from_iterable(model.modules() for model in models):
         tensors = list(module.parameters(recurse=False))
         if hasattr(module, "in_features") and type(module) is not torch.nn.Linear:
             tensors += module.buffers(recurse=False)
