@@ -198,7 +198,10 @@ def _answers(model: Any, tokenizer: Any, batch_size: int, on_phase: Callable[[st
 
         def _check_rows(self) -> bool:
             """Whether the model can leave out rows of its logits, after a look at what it does without being asked."""
-            tokens = torch.arange(1, 9, device=self.device).unsqueeze(0) % model.config.vocab_size
+            tokens = (
+                torch.arange(1, 9, device=self.device).unsqueeze(0)
+                % model.config.get_text_config(decoder=True).vocab_size
+            )
             with torch.inference_mode():
                 logits = model(tokens, use_cache=False).logits
                 if logits.dim() != 3 or logits.shape[1] != 8:

@@ -73,13 +73,6 @@ def attention() -> None:
     tuned = attention_kernel._pieces
     for number, case in enumerate(CASES):
         value_size = case.values or case.size
-        sizes = {"D2": case.size, "V2": value_size * (1 + case.paired), "LATENT": case.latent}
-        fitting = attention_kernel._fitting(None, None, **sizes)
-        tried = fitting[number % len(fitting)]
-        if GPU:  # one each, because each is compiled
-            tuned.configs = [tried]
-        else:  # the interpreter measures nothing
-            attention_kernel._pieces = _Configured(tuned.fn, **tried.kwargs)
         torch.manual_seed(0)
         batch, rows, kv_heads = case.batch, case.batch * case.beams, case.kv_heads
 
@@ -94,6 +87,13 @@ def attention() -> None:
         )
         ancestry[:, case.step :] = torch.arange(rows)[:, None]
         query = draw(rows, case.heads, 1, case.size + value_size * case.latent)
+        sizes = {"D2": case.size, "V2": value_size * (1 + case.paired), "LATENT": case.latent}
+        fitting = attention_kernel._fitting(None, {"Q": query}, **sizes)
+        tried = fitting[number % len(fitting)]
+        if GPU:  # one each, because each is compiled
+            tuned.configs = [tried]
+        else:  # the interpreter measures nothing
+            attention_kernel._pieces = _Configured(tuned.fn, **tried.kwargs)
         parts = attention.Parts(
             *(draw(rows, kv_heads, 1, size) for size in (case.size, value_size)),
             *(draw(batch, kv_heads, case.prompt, size) for size in (case.size, value_size)),

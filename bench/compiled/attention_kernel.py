@@ -70,13 +70,21 @@ USUAL, LARGE = (
 """The first of the usual ones was the faster for all models measured on an H200; the last need less shared memory."""
 
 
+HELD = 72 * 1024
+"""Bytes of keys and values that a program of the large configurations can have in a block."""
+
+
 def _is_large(size: int, value_size: int, latent: bool) -> bool:
     """Whether heads need more registers than a program of the usual configurations has."""
     return latent or size + value_size > 512
 
 
-def _fitting(_: object, __: object, **fixed: Any) -> list[triton.Config]:
-    return LARGE if _is_large(fixed["D2"], fixed["V2"], fixed["LATENT"]) else USUAL
+def _fitting(_: object, given: dict[str, Any], **fixed: Any) -> list[triton.Config]:
+    """Those with blocks of no more bytes than a program can hold; Triton takes minutes to compile the others."""
+    position = (fixed["D2"] + fixed["V2"]) * given["Q"].element_size()
+    if not _is_large(fixed["D2"], fixed["V2"], fixed["LATENT"]):
+        return USUAL
+    return [config for config in LARGE if config.kwargs["BLOCK"] * position <= HELD]
 
 
 @autotuned([*USUAL, *LARGE], key=["heads", "K", "GROUP", "D", "V", "PROMPT_PIECES", "OWN_PIECES"], fits=_fitting)

@@ -72,7 +72,8 @@ class Eager(Engine):
 
         work = cell.workload
         model = loaded.handle
-        ids, warnings = prompts(cell.model, model.config.vocab_size, work.input_tokens, work.batch_size, cell.seed)
+        size = model.config.get_text_config(decoder=True).vocab_size
+        ids, warnings = prompts(cell.model, size, work.input_tokens, work.batch_size, cell.seed)
         ids = ids.to(model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, warnings
 

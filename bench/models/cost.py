@@ -35,10 +35,14 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
         weight_bytes -= table.numel() * table.element_size()
     shape = Shape.of(model)
     cost = _cache(kept.of(loaded), shape, kv_bytes)
-    experts = [module for name, module in loaded.named_modules() if name.rpartition(".")[2] == "experts"]
+    modules = dict(loaded.named_modules())
+    experts = [module for name, module in modules.items() if name.rpartition(".")[2] == "experts"]
     expert_bytes = stored(*experts)
+    mixed = bool(experts) or any("Expert" in type(module).__name__ for module in modules.values())
     if shape is None:
-        return dataclasses.replace(cost, weight_bytes=weight_bytes, expert_bytes=math.nan if experts else 0.0)
+        return dataclasses.replace(cost, weight_bytes=weight_bytes, expert_bytes=math.nan if mixed else 0.0)
+    if not mixed:  # whatever its configuration says: the first layers may be dense, and there may be no others
+        shape = dataclasses.replace(shape, num_experts=1)
     active = shape.active_parameters(_parameters(experts) if experts else None)
     chosen = 1.0
     if shape.num_experts > 1:
