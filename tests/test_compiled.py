@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from bench.cell import Cell, Choice, Generate
 from bench.compiled import attention, own_attention, step, tuning
+from bench.compiled.cache import Index, Place, Shared
 from bench.compiled.step import Decoder, Shape
 from bench.devices.cpu import Cpu
 from bench.engines import engines
@@ -185,6 +187,48 @@ def test_one_graph_serves_all_lengths_that_fit():
             assert decoder.generate(ids[:, :length], None, new, lambda: None).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("family", ["llama", "gptj", "deepseek_v32", "diffllama", "qwen3_5_text"])
+def test_attention_that_is_not_known_is_given_all_positions(family: str, monkeypatch: pytest.MonkeyPatch):
+    """A family of tomorrow: its own attention, on what looks like transformers' static cache."""
+    monkeypatch.setattr(own_attention, "takes_parts", lambda model: False)
+    made = model(family)
+    for batch, beams, padded in ((1, 1, False), (3, 4, True)):
+        expected, found, decoder = both(made, batch, beams, padded)
+        assert found == expected, (batch, beams)
+        assert decoder.cache.whole and not decoder.cache.methods
+        assert {len(layer.keys) for layer in decoder.cache.layers} == {batch}
+
+
+def test_packed_weights_of_latents():
+    """Nobody can read what a packed layer holds, but it can be applied."""
+
+    class Packed(torch.nn.Module):
+        def __init__(self, dense: torch.nn.Linear) -> None:
+            super().__init__()
+            self.register_buffer("codes", (dense.weight / 2).clone())
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return inputs @ (self.codes * 2).T
+
+    made = model("deepseek_v3")
+    for layer in made.model.layers:
+        layer.self_attn.kv_b_proj = Packed(layer.self_attn.kv_b_proj)
+    expected, found, _ = both(made, 2, 3, padded=True)
+    assert found == expected
+    for layer in made.model.layers:
+        layer.self_attn.kv_b_proj.bias = torch.ones(1)
+    with pytest.raises(Unsupported, match="latents with a bias, as in DeepseekV3Attention"):
+        both(made, 1, 1)
+
+
+def test_an_indexer_that_asks_for_something_else_is_refused():
+    keys = Index(Shared(Place(1, 2, 4, torch.device("cpu"), 1, False), 8, torch.zeros(1, 1, 8, 16)))
+    scores = torch.matmul(torch.ones(2, 1, 3, 16), keys.transpose(-1, -2).float().unsqueeze(1))
+    assert scores.shape == (2, 1, 3, 8 + 4)
+    with pytest.raises(Unsupported, match=r"an indexer that asks for .*einsum.*: use engine=eager"):
+        torch.einsum("rxhd,rtd->rxht", torch.ones(2, 1, 3, 16), keys)
+
+
 @pytest.mark.parametrize("family", ["llama", "gptj"])
 def test_the_compiled_step_gives_the_same_tokens(family: str):
     torch.compiler.reset()
@@ -214,12 +258,17 @@ def test_every_family_compiled_gives_the_same_tokens(family: str, batch: int, be
 def test_a_step_can_be_captured_for_all_lengths(family: str):
     """A size that is read from a tensor cannot be captured, and what depends on a length would stay as it was then.
 
-    Where torch.compile would make another graph, nobody looks any more once the first one is launched by itself.
+    Where torch.compile would make another graph, nobody looks any more once the first one is launched by itself. And
+    what is as long as the prompts' cache is there once for each prompt, never for each beam, but for scores.
     """
     torch.compiler.reset()
     ids, _ = prompts(2, False)
     config = GenerationConfig(max_new_tokens=4, num_beams=2, pad_token_id=0)
-    decoder = Decoder(model(family), Shape.of(2, 20, config), config)
+    shape = dataclasses.replace(Shape.of(2, 20, config), prompt=83)  # as long as nothing else
+    decoder = Decoder(model(family), shape, config)
+    assert not decoder.cache.whole or not decoder.cache.layers
+    rows, capacity, total = 4, 83, decoder.cache.length
+    heads = getattr(decoder.model.config, "index_n_heads", 4)
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
@@ -231,7 +280,11 @@ def test_a_step_can_be_captured_for_all_lengths(family: str):
         for length, new in ((20, 4), (9, 3), (20, 4)):
             decoder.generate(ids[:, :length], None, new, lambda: None)
     (graph,) = graphs
-    assert not [node for node in graph.graph.nodes if isinstance(node.meta.get("example_value"), torch.SymInt)]
+    made = [node.meta.get("example_value") for node in graph.graph.nodes]
+    assert not [value for value in made if isinstance(value, torch.SymInt)]
+    long = [value.shape for value in made if isinstance(value, torch.Tensor) and {capacity, total} & {*value.shape}]
+    assert not [shape for shape in long if len(shape) > 2 and shape[0] == rows and shape.numel() > rows * heads * total]
+    assert long or family == "mamba2"
     torch.compiler.reset()
 
 
