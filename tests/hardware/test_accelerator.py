@@ -18,6 +18,8 @@ from bench.models.build import RELEASE
 from tests.test_compiled import FAMILIES, VOCABULARY, model, prompts
 from tests.test_fuse import FOLDED, Seen, around_bytes, folded
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # each family, and each torch on each accelerator, has its own
+
 KIND = torch.accelerator.current_accelerator()
 COMPILED = {"llama", "qwen3", "opt", "gptj", "bloom", "qwen3_5_text"}
 """Families that are compiled here without `-m slow`: it takes half a minute each."""
