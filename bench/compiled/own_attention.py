@@ -107,7 +107,7 @@ REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 """By the class of the attention layer: the method that is replaced, and by what."""
 LATENT = "expand_kv"
-"""The method that all families of latent attention have since transformers 5.21; before, they kept what it returns."""
+"""The method that all families of latent attention have since transformers 5.15; before, they kept what it returns."""
 
 KNOWN_LAYERS = {
     "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "moe",
