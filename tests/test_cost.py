@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from bench.models import cost, kept
 from bench.models.shape import Shape
 from bench.models.spec import Model
 from bench.record import ModelCost
-from tests.test_compiled import model
+from tests.test_compiled import FAMILIES, SMALL, model
 
 MIXTRAL = 2 * 4 * 3 * 64 * 96
 """Parameters of all experts: layers, experts of each, matrices of one, sizes."""
@@ -62,12 +64,15 @@ def test_sizes_say_what_is_kept_where_the_model_cannot_be_asked(monkeypatch: pyt
     assert cost.of(Model(name="llama"), made, 2).kv_bytes_per_token == 2 * 2 * 2 * 2 * 16
 
 
+def pictures() -> Any:
+    """A small model that reads pictures, too, with a window in its layers."""
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = sizes | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 199, "sliding_window": 8, "pad_token_id": 0}
+    return AutoConfig.for_model("gemma3", text_config=text, vision_config=sizes | {"image_size": 28, "patch_size": 14})
+
+
 def test_of_a_model_for_pictures_only_what_writes_is_counted():
-    small = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
-    text = small | {"num_key_value_heads": 2, "head_dim": 16, "vocab_size": 199, "sliding_window": 8, "pad_token_id": 0}
-    config = AutoConfig.for_model(
-        "gemma3", text_config=text, vision_config=small | {"image_size": 28, "patch_size": 14}
-    )
+    config = pictures()
     made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     writing = sum(each.numel() for each in made.get_decoder().parameters())
     assert writing < sum(each.numel() for each in made.parameters())
@@ -75,6 +80,18 @@ def test_of_a_model_for_pictures_only_what_writes_is_counted():
     assert found.weight_bytes == 4 * writing  # the head is the input embedding
     assert found.kv_bytes_per_token == 4 * 2 * 2 * 2 * 16
     assert found.active_parameters == writing
+
+
+def test_distances_to_the_floor_of_models_that_say_their_sizes_in_other_ways(bench: Any, tmp_path: Path):
+    """From a folder to the table: sizes in `text_config`, and no attention heads."""
+    pictures().save_pretrained(tmp_path / "gemma3")
+    model("mamba2").config.save_pretrained(tmp_path / "mamba2")
+    done = bench("run", "-m", f"model={tmp_path / 'gemma3'},{tmp_path / 'mamba2'}", "weights=random", "precision=fp32",
+                 "engine=eager", "lengths=24/8", "num_beams=1", "iterations=2", "warmup=1", "results=out")  # fmt: skip
+    assert done.code == 0, done.stderr
+    with (bench.cwd / "out" / "results.csv").open() as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert {name: float(row["tpot_over_floor"]) > 1 for name, row in rows.items()} == {"gemma3": True, "mamba2": True}
 
 
 def test_a_floor_for_a_model_without_attention():
@@ -110,6 +127,15 @@ def test_experts_that_a_token_goes_through():
     assert found.active_parameters == total - 199 * 64 - MIXTRAL / 2
     dense = cost.of(Model(name="llama"), model("llama"), 4)
     assert (dense.expert_bytes, dense.chosen_experts) == (0, 1)
+
+
+def test_a_mixture_without_a_mixed_layer_is_dense():
+    """DeepSeek's first layers are, whatever its configuration says of experts; here there are no others."""
+    config = AutoConfig.for_model("deepseek_v3", **SMALL | FAMILIES["deepseek_v3"] | {"first_k_dense_replace": 2})
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    total = sum(parameter.numel() for parameter in made.parameters())
+    found = cost.of(Model(name="deepseek_v3"), made, 4)
+    assert (found.expert_bytes, found.chosen_experts, found.active_parameters) == (0, 1, total - 199 * 64)
 
 
 def test_experts_that_are_not_found_leave_the_floor_unknown():
