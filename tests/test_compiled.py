@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from bench.cell import Cell, Choice, Generate
-from bench.compiled import attention, own_attention, step, tuning
+from bench.compiled import attention, cache, own_attention, step, tuning
 from bench.compiled.cache import Index, Place, Shared
 from bench.compiled.step import Decoder, Shape
 from bench.devices.cpu import Cpu
@@ -197,6 +197,14 @@ def test_attention_that_is_not_known_is_given_all_positions(family: str, monkeyp
         assert found == expected, (batch, beams)
         assert decoder.cache.whole and not decoder.cache.methods
         assert {len(layer.keys) for layer in decoder.cache.layers} == {batch}
+
+
+@pytest.mark.parametrize("family", ["deepseek_v32", "mamba2"])
+def test_a_transformers_with_which_tokens_differ_is_refused(family: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cache, "RELEASE", (5, 13))
+    with pytest.raises(Unsupported, match=rf"needs transformers 5\.17 or newer for {family}, found 5\.13: use engine"):
+        both(model(family), 1, 1)
+    both(model("llama"), 1, 1)
 
 
 def test_packed_weights_of_latents():

@@ -10,8 +10,15 @@ from transformers import Cache, StaticCache
 from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import Unsupported
+from ..models.build import RELEASE
 from . import own_attention
 from .attention import NAME, Parts, Places, contiguous, inherited, scores
+
+SINCE = {
+    "StaticIndexedLayer": (5, 17), "LinearAttentionLayer": (5, 17), "gemma3n_text": (5, 23), "gemma4_text": (5, 13),
+    "gemma4_unified_text": (5, 13), "mllama_text_model": (5, 23),
+}  # fmt: skip
+"""Layers and families that fail, or give other tokens, with a transformers older than the one they are known with."""
 
 KEYS_AND_VALUES = {"StaticLayer", "StaticSlidingWindowLayer", "StaticIndexedLayer"}
 """Layers of transformers' static cache that keep something for each position."""
@@ -236,7 +243,11 @@ class SharedPrompt:
                 f"transformers chooses the positions that {config.model_type} attends to on the host: use engine=eager"
             )
         kinds = StaticCache(config=config, max_cache_len=self.length).layers
-        self.indexed = any(type(kind).__name__ == "StaticIndexedLayer" for kind in kinds)
+        names = {config.model_type, *(type(kind).__name__ for kind in kinds)}
+        self.indexed = "StaticIndexedLayer" in names
+        if any(hasattr(module, "indexer") for module in model.modules()):  # which once kept its keys elsewhere
+            names.add("StaticIndexedLayer")
+        _refuse_older(config.model_type, names)
         self.whole = not own_attention.takes_parts(model)
         bias = None if self.whole else own_attention.bias(model, self.length)
         if bias is not None:
@@ -327,3 +338,13 @@ class SharedPrompt:
         self.place.inherit(parents)
         for states in self.states:
             states.inherit(parents)
+
+
+def _refuse_older(family: str, names: set[str]) -> None:
+    """Raise Unsupported when this transformers is older than `SINCE` says for one of `names`."""
+    least = max(SINCE.get(name, RELEASE) for name in names)
+    if least > RELEASE:
+        wanted, found = (".".join(map(str, release)) for release in (least, RELEASE))
+        raise Unsupported(
+            f"engine=compiled needs transformers {wanted} or newer for {family}, found {found}: use engine=eager"
+        )

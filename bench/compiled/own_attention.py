@@ -117,10 +117,7 @@ KNOWN_LAYERS = {
 
 
 def takes_parts(model: Any) -> bool:
-    """Whether `attention.attend` can take the place of the attention of `model`, with the cache in parts.
-
-    Not where it is not known here.
-    """
+    """Whether `attention.attend` can take the place of the attention of `model`: it is known here, all of it."""
     config = model.config.get_text_config(decoder=True)
     module = sys.modules[type(model).__module__]
     types = set(getattr(config, "layer_types", None) or ())
