@@ -84,7 +84,7 @@ def _fitting(_: object, given: dict[str, Any], **fixed: Any) -> list[triton.Conf
     position = (fixed["D2"] + fixed["V2"]) * given["Q"].element_size()
     if not _is_large(fixed["D2"], fixed["V2"], fixed["LATENT"]):
         return USUAL
-    return [config for config in LARGE if config.kwargs["BLOCK"] * position <= HELD]
+    return [config for config in LARGE if config.kwargs["BLOCK"] * position <= HELD] or LARGE[-1:]
 
 
 @autotuned([*USUAL, *LARGE], key=["heads", "K", "GROUP", "D", "V", "PROMPT_PIECES", "OWN_PIECES"], fits=_fitting)

@@ -23,14 +23,14 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
     without running the model, what its sizes say. Figures that need an unknown shape are NaN.
     """
     config = loaded.config.get_text_config(decoder=True)
-    text = [loaded] if config is loaded.config else [loaded.get_decoder(), loaded.get_output_embeddings()]
+    head = loaded.get_output_embeddings()
+    text = [loaded] if config is loaded.config else [loaded.get_decoder(), *([] if head is None else [head])]
     if not model.architecture or config is not loaded.config:  # known now, from the checkpoint
         model = dataclasses.replace(model, architecture=config.to_json_string(use_diff=False), parameters=None)
     if model.parameters is None:
         model = dataclasses.replace(model, parameters=_parameters(text))
     weight_bytes = stored(*text)
     table = loaded.get_input_embeddings().weight
-    head = loaded.get_output_embeddings()
     if head is None or getattr(head, "weight", None) is not table:
         weight_bytes -= table.numel() * table.element_size()
     shape = Shape.of(model)
