@@ -480,22 +480,31 @@ def test_a_family_with_other_arguments_to_attention_is_refused():
         attention.attend(torch.nn.Linear(1, 1), torch.zeros(1, 1, 1, 8), None, None, None, position_bias=torch.zeros(1))
 
 
-@pytest.mark.parametrize(("size", "by_kernel"), [(256, True), (512, False)])
-def test_large_heads_do_without_the_kernel(size: int, by_kernel: bool, monkeypatch: pytest.MonkeyPatch):
-    asked: list[Any] = []
+@pytest.mark.parametrize("latent", [False, True])
+def test_accelerators_have_the_kernel(latent: bool, monkeypatch: pytest.MonkeyPatch):
+    """Heads of 512, of values or of latents: these get queries with both parts, and what comes of them is expanded."""
+    asked: list[torch.Size] = []
 
-    def kernel(query: torch.Tensor, *others: Any) -> torch.Tensor:
-        asked.append(others)
-        return query.squeeze(2)
+    def kernel(query: torch.Tensor, *_: Any) -> torch.Tensor:
+        asked.append(query.shape)
+        return query.squeeze(2)[..., :512]
 
     monkeypatch.setattr(attention, "kernel", kernel)
     with torch.device("meta"):
-        kept = [torch.zeros(rows, 2, length, size) for rows, length in ((4, 1), (2, 64), (4, 64)) for _ in range(2)]
-        ancestry, one, pad = (torch.zeros(shape, dtype=torch.int32) for shape in ((4, 64), (1,), (2,)))
-        parts = attention.Parts(*kept, ancestry, one, one, pad, 8, False)
-        found, _ = attention.attend(torch.nn.Identity(), torch.zeros(4, 8, 1, size), parts, parts, None)
-    assert found.shape == (4, 1, 8, size)
-    assert bool(asked) == by_kernel
+        heads, sizes = (1, (512, 64)) if latent else (2, (512, 512))
+        layer = torch.nn.Module()
+        layer.kv_b_proj, layer.qk_nope_head_dim, layer.v_head_dim = (
+            torch.nn.Linear(512, 8 * (40 + 24), bias=False),
+            40,
+            24,
+        )
+        kept = [torch.zeros(rows, heads, length, size) for rows, length in ((4, 1), (2, 64), (4, 64)) for size in sizes]
+        ancestry, one, first = (torch.zeros(shape, dtype=torch.int32) for shape in ((4, 64), (1,), (2,)))
+        parts = attention.Parts(*kept, ancestry, one, one, first, 8, False, latent=latent)
+        query = torch.zeros(4, 8, 1, 40 + 64 if latent else 512)
+        found, _ = attention.attend(layer, query, parts, parts, None)
+    assert asked == [(4, 8, 1, 512 + 64 if latent else 512)]
+    assert found.shape == (4, 1, 8, 24 if latent else 512)
 
 
 def test_attention_that_is_not_known_reads_the_cache_in_one_piece(monkeypatch: pytest.MonkeyPatch):
