@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from bench.compiled.step import Decoder, Shape
 from bench.devices.base import Device
 from bench.devices.cpu import Cpu
 from bench.errors import Unsupported
-from bench.models import build
+from bench.models import build, kept
 
 FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 SIZES = {
@@ -164,3 +165,32 @@ def compare(family: str, kind: str, options: dict[str, Any] | None, device: Devi
 @pytest.mark.parametrize("family", FAMILIES)
 def test_tokens_are_those_of_generate(family: str, options: dict[str, Any] | None):
     compare(family, "cpu", options, Cpu())
+
+
+@pytest.mark.filterwarnings("ignore")  # each family has its own
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_is_kept_of_a_sequence_is_what_the_cache_has(family: str):
+    """A copy without data says what the model itself leaves in transformers' cache after one token."""
+    try:
+        of = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{family}: {error}")
+    if not getattr(of, "_can_compile_fullgraph", False):
+        pytest.skip(f"transformers has no static cache for {family}")
+    ids = torch.full((1, 1), 7)
+    made = small(family, of, input_ids=ids, attention_mask=torch.ones_like(ids))
+    cache = transformers.DynamicCache(config=made.config)
+    name = "cache_params" if "cache_params" in inspect.signature(made.forward).parameters else "past_key_values"
+    with torch.inference_mode():
+        made(input_ids=ids, use_cache=True, **{name: cache})
+    parts = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values", "indexer_keys")]
+    states = [state for layer in cache.layers for kind in ("conv_states", "recurrent_states")
+              for state in getattr(layer, kind, {}).values()]  # fmt: skip
+    found = kept.of(made)
+    if family in REFUSED:  # its indexer wants values
+        assert found is None
+        return
+    assert found is not None
+    assert found.values_per_token == sum(part.numel() for part in parts if part is not None)
+    assert found.state_bytes == sum(4 * state.numel() for state in states if state is not None)
+    assert found.values_per_token or found.state_bytes

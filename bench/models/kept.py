@@ -32,7 +32,7 @@ def of(model: Any) -> Kept | None:
     A copy on torch's meta device, which has shapes only, is given a token. None where its code needs more than shapes.
     """
     config = copy.deepcopy(model.config)
-    config.get_text_config(decoder=True).pad_token_id = None  # some look for it among the tokens
+    vars(config)["pad_token_id"] = None  # some look for it among the tokens; set, some would refuse it
     if hasattr(config, "_experts_implementation"):
         config._experts_implementation = "batched_mm"  # without a choice that depends on values
     try:
