@@ -87,6 +87,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 2, "head_dim": 16, "layer_types": ["linear_attention", "full_attention"],
         "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     },
+    "qwen4_exp_text": MIXED | {
+        "head_dim": 16, "layer_types": ["linear_attention", "indexed_attention"], "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "indexer_n_heads": 8,
+        "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 9, "indexer_compress_ratio": 3,
+        "ple_layer_ids": [1], "ple_embed_dim": 32, "ngram_vocab_size_base": 100, "heads_per_ngram": 2, "hc_lowrank": 32,
+    },
     "lfm2_moe": MIXED | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1},
 }  # fmt: skip

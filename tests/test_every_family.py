@@ -18,7 +18,6 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from bench.compiled.step import Decoder, Shape
 from bench.devices.base import Device
 from bench.devices.cpu import Cpu
-from bench.errors import Unsupported
 from bench.models import build, kept
 
 FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
@@ -60,8 +59,9 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2},
     "qwen4_exp_text": {
-        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
-        "indexer_compress_ratio": 2,
+        "indexer_n_heads": 8, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+        "indexer_compress_ratio": 2, "ple_layer_ids": [1], "ple_embed_dim": 32, "ngram_vocab_size_base": 100,
+        "heads_per_ngram": 2, "eos_token_id": 2,
     },
 }  # fmt: skip
 """What a family needs beside them."""
@@ -74,7 +74,6 @@ NONE_BY_DEFAULT = {"num_key_value_heads", "head_dim"}
 MOST_PARAMETERS = 30_000_000
 NOT_MADE = {"gemma3n", "gemma4_assistant", "gemma4_unified_assistant"}
 """The first needs timm for its pictures (`gemma3n_text` does not); the others draft for another model."""
-REFUSED = {"qwen4_exp", "qwen4_exp_text"}
 WITHOUT_POSITIONS = {"whisper"}
 """`generate` gives these no positions, so padding moves them."""
 
@@ -148,10 +147,6 @@ def compare(family: str, kind: str, options: dict[str, Any] | None, device: Devi
         given = ids[:batch].to(kind), mask[:batch].to(kind)
         with torch.inference_mode():
             expected = made.generate(input_ids=given[0], attention_mask=given[1], generation_config=config)
-            if family in REFUSED:
-                with pytest.raises(Unsupported, match="on the host: use engine=eager"):
-                    Decoder(made, Shape.of(batch, 20, config), config)
-                continue
             decoder = Decoder(made, Shape.of(batch, 20, config), config, options, device)
             found = [decoder.generate(*given, 12, lambda: None).tolist() for _ in range(2)]
         assert found == [expected.tolist()] * 2, (batch, beams)
@@ -187,9 +182,6 @@ def test_what_is_kept_of_a_sequence_is_what_the_cache_has(family: str):
     states = [state for layer in cache.layers for kind in ("conv_states", "recurrent_states")
               for state in getattr(layer, kind, {}).values()]  # fmt: skip
     found = kept.of(made)
-    if family in REFUSED:  # its indexer wants values
-        assert found is None
-        return
     assert found is not None
     assert found.values_per_token == sum(part.numel() for part in parts if part is not None)
     assert found.state_bytes == sum(4 * state.numel() for state in states if state is not None)

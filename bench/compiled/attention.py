@@ -95,13 +95,14 @@ def attend(
     """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache.
 
     `s_aux` is transformers' name for sinks: scores of shape [heads] that no value belongs to. `indices` are the places
-    that an indexer has chosen among `Places.seen`, shape [rows, 1, chosen].
+    that an indexer has chosen among `Places.seen`, shape [rows, 1, chosen]; one that chooses in `attention_mask`, of
+    shape [rows, 1, 1, capacities], gives no indices.
     """
     surprises = sorted(name for name, given in other.items() if given is not None and name not in UNUSED)
     if any(isinstance(other[name], torch.Tensor) for name in surprises):
         raise Unsupported(f"{type(module).__name__} gives its attention {', '.join(surprises)}, which compiled ignores")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    chosen = None
+    chosen = None if attention_mask is None or attention_mask.dim() != 4 else attention_mask[:, 0, 0]
     if indices is not None:
         seen = key.places().seen()
         chosen = torch.zeros_like(seen).scatter(1, indices[:, 0].long(), True) & seen

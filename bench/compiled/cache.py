@@ -11,12 +11,12 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import Unsupported
 from ..models.build import RELEASE
-from . import own_attention
+from . import blocks, own_attention
 from .attention import NAME, Parts, Places, contiguous, inherited, scores
 
 SINCE = {
     "StaticIndexedLayer": (5, 17), "LinearAttentionLayer": (5, 17), "gemma3n_text": (5, 23), "gemma4_text": (5, 13),
-    "gemma4_unified_text": (5, 13), "mllama_text_model": (5, 23),
+    "gemma4_unified_text": (5, 13), "mllama_text_model": (5, 23), "qwen4_exp_text": (5, 23),
 }  # fmt: skip
 """Layers and families that fail, or give other tokens, with a transformers older than the one they are known with."""
 
@@ -47,6 +47,10 @@ class Place:
         self.step.zero_()
         self.pad.copy_(pad)
         self.ancestry.copy_(torch.arange(self.rows, device=self.ancestry.device)[:, None].expand_as(self.ancestry))
+
+    def places(self, prompt_capacity: int) -> Places:
+        """Of a cache that holds prompts of up to `prompt_capacity`."""
+        return Places(self.prompt_length, self.step, self.pad, (prompt_capacity, self.capacity), self.rows)
 
     def inherit(self, parents: torch.Tensor) -> None:
         """Let each row continue row `parents` of shape [rows]; call it before `step` moves on."""
@@ -126,6 +130,8 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
 
     is_compileable = True
     is_sliding = False
+    starts: torch.Tensor | None = None
+    """Where blocks of positions begin that an indexer chooses; see `blocks`."""
 
     def __init__(
         self, place: Place, prompt_capacity: int, whole: bool, bias: torch.Tensor | None, chunk: int | None
@@ -179,6 +185,15 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
             return self.indexer.extended(kept).squeeze(1)
         self.indexer.add(kept)
         return Index(self.indexer)
+
+    @property
+    def indexer_position_ids(self) -> torch.Tensor | None:
+        """Positions whose embeddings an indexer gets before those of the new ones."""
+        return None if self.filling else self.starts
+
+    @indexer_position_ids.setter
+    def indexer_position_ids(self, _: object) -> None:
+        """The model would keep all that there have been."""
 
     def get_seq_length(self) -> Any:
         """Filled positions: a tensor while decoding, because a number would be baked into the graph."""
@@ -238,10 +253,6 @@ class SharedPrompt:
         config = model.config.get_text_config(decoder=True)
         self.model, self.place, self.config = model, place, config
         self.length = prompt_capacity + place.capacity
-        if getattr(config, "indexer_compress_ratio", None):
-            raise Unsupported(
-                f"transformers chooses the positions that {config.model_type} attends to on the host: use engine=eager"
-            )
         kinds = StaticCache(config=config, max_cache_len=self.length).layers
         names = {config.model_type, *(type(kind).__name__ for kind in kinds)}
         self.indexed = "StaticIndexedLayer" in names
@@ -259,6 +270,8 @@ class SharedPrompt:
             if (name := type(kind).__name__) in KEYS_AND_VALUES:
                 chunk = own_attention.chunk(config, number)
                 kind = SharedPromptLayer(place, prompt_capacity, self.whole, bias, chunk)
+                if size := getattr(config, "indexer_compress_ratio", None):
+                    kind.starts = blocks.starts(place, prompt_capacity, size)
                 self.layers.append(kind)
             elif name == "LinearAttentionLayer":
                 self.states.append(States(kind, place))
@@ -295,7 +308,7 @@ class SharedPrompt:
         """
         mask = self.mask
         if self.indexed and not self.whole:
-            mask = self._places().seen()[:, None, None]
+            mask = self.place.places(self.length - self.place.capacity).seen()[:, None, None]
         return {self.name: self.cache, "attention_mask": mask}
 
     def decoding(self, yes: bool) -> None:
@@ -314,11 +327,6 @@ class SharedPrompt:
         self.config._attn_implementation = NAME if yes and not self.whole else self.usual
         if self.groups_experts:
             self.config._experts_implementation = "batched_mm" if yes else "grouped_mm"
-
-    def _places(self) -> Places:
-        place = self.place
-        capacities = self.length - place.capacity, place.capacity
-        return Places(place.prompt_length, place.step, place.pad, capacities, place.rows)
 
     def _mask(self) -> None:
         """Ones of shape [rows, 1] that no attention reads; OPT would make some, and ask the host how many.

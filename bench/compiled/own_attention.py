@@ -17,6 +17,7 @@ from transformers.models.bloom import modeling_bloom
 from transformers.models.diffllama import modeling_diffllama
 from transformers.models.falcon import modeling_falcon
 
+from . import blocks
 from .attention import Parts, attend
 
 
@@ -104,8 +105,9 @@ REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
     "FalconAttention": ("forward", _falcon),
     "XGLMAttention": ("forward", _xglm),
     "DiffLlamaAttention": ("forward", _diffllama),
+    "Qwen4ExpTextQSAIndexer": ("forward", blocks.choose),
 }
-"""By the class of the attention layer: the method that is replaced, and by what."""
+"""By the class of the attention layer, or its indexer: the method that is replaced, and by what."""
 LATENT = "expand_kv"
 """The method that all families of latent attention have since transformers 5.15; before, they kept what it returns."""
 
