@@ -283,7 +283,8 @@ def weight_bytes_read(record: Record) -> float:
 def decode_bytes(record: Record) -> float:
     """Bytes that one decoding step must read: weights + B * W * (KV bytes at the mean context S + N/2 + states).
 
-    Layers with a window read no more than it. States, which linear attention has, are read and written.
+    Layers with a window read no more than it, and those with chunks what has come of the chunk. States, which linear
+    attention has, are read and written.
     """
     prompt, own = _cache_bytes(record)
     return weight_bytes_read(record) + _sequences(record) * (prompt + own)
@@ -305,9 +306,15 @@ def _sequences(record: Record) -> int:
 def _cache_bytes(record: Record) -> tuple[float, float]:
     """What a step moves for one sequence, on average: of the prompt's cache, and of its own with its states."""
     cost, inputs, outputs = record.cost, _axis(record, "input_tokens"), _axis(record, "output_tokens")
-    full = cost.kv_bytes_per_token - cost.window_bytes_per_token
+    full = cost.kv_bytes_per_token - cost.window_bytes_per_token - cost.chunk_bytes_per_token
     own = full * outputs / 2 + cost.window_bytes_per_token * _seen(0, outputs, cost.window)
     both = full * (inputs + outputs / 2) + cost.window_bytes_per_token * _seen(inputs, outputs, cost.window)
+    if cost.chunk:
+        first = min(cost.chunk - inputs % cost.chunk, outputs)
+        later = _of_chunks(outputs - first, cost.chunk)
+        own += cost.chunk_bytes_per_token * (first * first / 2 + later) / outputs
+        through = _of_chunks(inputs + outputs, cost.chunk) - _of_chunks(inputs, cost.chunk)
+        both += cost.chunk_bytes_per_token * through / outputs
     return both - own, own + 2 * cost.state_bytes
 
 
@@ -315,6 +322,12 @@ def _seen(before: float, more: float, window: float) -> float:
     """Mean of min(before + t, window) over t from 0 to `more`."""
     growing = min(max(window - before, 0.0), more)
     return ((min(before, window) + growing / 2) * growing + window * (more - growing)) / more
+
+
+def _of_chunks(positions: float, chunk: float) -> float:
+    """Integral of t modulo `chunk` over t from 0 to `positions`."""
+    whole, rest = divmod(positions, chunk)
+    return (whole * chunk * chunk + rest * rest) / 2
 
 
 def prefill_flops(record: Record) -> float:

@@ -50,9 +50,13 @@ class ModelCost:
     chosen_experts: float = 1.0
     """Share of a layer's experts that it chooses for a token."""
     window_bytes_per_token: float = 0.0
-    """Of `kv_bytes_per_token`, those of layers that read a window of the latest positions only."""
+    """Of `kv_bytes_per_token`, those of layers that read a window of the latest positions only, or as many chosen."""
     window: float = 0.0
     """Positions of that window."""
+    chunk_bytes_per_token: float = 0.0
+    """Of `kv_bytes_per_token`, those of layers that read the positions of the same chunk only."""
+    chunk: float = 0.0
+    """Positions of a chunk."""
     state_bytes: float = 0.0
     """Bytes of one sequence's states of linear attention and convolutions, which a step reads and writes."""
 

@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
 
 from bench.metrics import decode_bytes, least_decode_bytes
 from bench.models import cost, kept
+from bench.models.host_embedding import keep_on_host
 from bench.models.shape import Shape
 from bench.models.spec import Model
 from bench.record import ModelCost
@@ -25,9 +26,19 @@ MIXTRAL = 2 * 4 * 3 * 64 * 96
 
 KEEPING = [
     "llama", "qwen3", "gptj", "gpt2", "mistral", "gpt_oss", "deepseek_v3", "deepseek_v32", "llama4_text",
-    "mimo_v2_flash", "qwen3_5_text", "lfm2_moe", "mamba2",
+    "mimo_v2_flash", "qwen3_5_text", "qwen4_exp_text", "lfm2_moe", "mamba2",
 ]  # fmt: skip
 """Caches of all kinds: latents and an indexer's keys, windows, chunks, sizes by layer, states with and without keys."""
+
+WINDOWS = {
+    "mistral": (4 * 2 * 2 * 2 * 16, 12),
+    "gpt_oss": (4 * 2 * 2 * 16, 8),  # the first of two layers
+    "deepseek_v32": (4 * 2 * (32 + 16), 8),  # latents of positions that an indexer of its own keys chooses
+    "mimo_v2_flash": (4 * 4 * (24 + 16), 8),  # which has all heads
+    "qwen4_exp_text": (4 * 2 * 2 * 16, 9 + 2),  # three blocks of three, and two that are none yet
+}
+CHUNKS = {"llama4_text": (4 * 2 * 2 * 16, 8)}
+"""Bytes per position of the layers that do not read all, and the positions that they read, as SMALL models have it."""
 
 
 @pytest.mark.parametrize("family", KEEPING)
@@ -42,14 +53,14 @@ def test_bytes_of_the_cache_are_those_that_transformers_keeps(family: str):
         layer: [getattr(layer, part, None) for part in ("keys", "values", "indexer_keys")] for layer in cache.layers
     }
     bytes_of = {layer: sum(4 * part.numel() for part in some if part is not None) / 10 for layer, some in parts.items()}
-    windows = {layer: layer.sliding_window for layer in cache.layers if getattr(layer, "sliding_window", None)}
     assert found.kv_bytes_per_token == sum(bytes_of.values())
-    assert found.window_bytes_per_token == sum(bytes_of[layer] for layer in windows)
-    assert found.window == min(windows.values(), default=0)
+    windows, chunks = WINDOWS.get(family, (0, 0)), CHUNKS.get(family, (0, 0))
+    assert (found.window_bytes_per_token, found.window) == windows
+    assert (found.chunk_bytes_per_token, found.chunk) == chunks
     states = [state for layer in cache.layers for kind in ("conv_states", "recurrent_states")
               for state in getattr(layer, kind, {}).values() if state is not None]  # fmt: skip
-    assert found.state_bytes == sum(4 * state.numel() for state in states) / 2
-    assert bool(states) == (family in ("qwen3_5_text", "lfm2_moe", "mamba2"))
+    assert found.state_bytes == sum(state.nbytes for state in states) / 2
+    assert bool(states) == (family in ("qwen3_5_text", "qwen4_exp_text", "lfm2_moe", "mamba2"))
 
 
 def test_sizes_say_what_is_kept_where_the_model_cannot_be_asked(monkeypatch: pytest.MonkeyPatch):
@@ -169,3 +180,41 @@ def test_bytes_of_a_step_with_windows_and_states(make: Any):
     assert decode_bytes(alone) == least_decode_bytes(alone) == 1000 + 2 * (2 * 12 + 3 * 11.5 + 14)
     behind = make.record(make.cell(batch=1, beams=1, inputs=20, outputs=4), cost=costs)
     assert decode_bytes(behind) == 1000 + 2 * 22 + 3 * 12 + 14
+
+
+def test_bytes_of_a_step_with_chunks(make: Any):
+    """Chunks of 8: of 10 + t positions, t from 0 to 12, 2 + t are in a chunk, from t = 6 on t - 6: in the mean 48 / 12.
+
+    Of these, t and then t - 6 are a row's own: (18 + 18) / 12.
+    """
+    costs = ModelCost(weight_bytes=1000, kv_bytes_per_token=5, chunk_bytes_per_token=3, chunk=8)
+    record = make.record(make.cell(batch=2, beams=3, inputs=10, outputs=12), cost=costs)
+    assert decode_bytes(record) == 1000 + 6 * (2 * 16 + 3 * 4)
+    assert least_decode_bytes(record) == 1000 + 2 * (2 * 10 + 3 * 1) + 6 * (2 * 6 + 3 * 3)
+    within = make.record(make.cell(batch=1, beams=1, inputs=2, outputs=4), cost=costs)
+    assert decode_bytes(within) == 1000 + 5 * 4
+    steps = [(10 + (number + 0.5) / 1000 * 12) % 8 for number in range(1000)]  # the same by counting
+    alone = make.record(make.cell(batch=1, beams=1, inputs=10, outputs=12), cost=costs)
+    assert decode_bytes(alone) == pytest.approx(1000 + 2 * 16 + 3 * sum(steps) / 1000, rel=1e-6)
+
+
+def test_tables_of_which_rows_are_read_are_not_read_whole():
+    """Per-layer inputs (Gemma 3n), n-grams (Qwen4-Exp) and learned positions (OPT) beside the input embedding."""
+    for family, names in (("qwen4_exp_text", ("embed_tokens", "ngram_embedding")), ("opt", ("embed_positions",))):
+        made = model(family)
+        rows = sum(each.numel() for name, each in made.named_parameters() if name.split(".")[-2] in names)
+        total = sum(each.numel() for each in made.parameters())
+        assert 0 < rows < total
+        found = cost.of(Model(name=family), made, 4)
+        assert found.weight_bytes == 4 * (total - rows)
+        assert found.active_parameters == total - rows - found.expert_bytes / 4 / 2
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_table_on_the_host_is_no_work_of_the_device(tied: bool):
+    config = AutoConfig.for_model("llama", **SMALL, num_key_value_heads=2, tie_word_embeddings=tied)
+    made = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    known = Model(name="llama", architecture=config.to_json_string(use_diff=False), parameters=made.num_parameters())
+    before = [cost.of(each, made, 4) for each in (Model(name="llama"), known)]
+    keep_on_host(made)
+    assert [cost.of(each, made, 4) for each in (Model(name="llama"), known)] == before

@@ -18,7 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from bench.compiled.step import Decoder, Shape
 from bench.devices.base import Device
 from bench.devices.cpu import Cpu
-from bench.models import build, kept
+from bench.models import build, cost, kept
+from bench.models.spec import Model
 
 FAMILIES = sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 SIZES = {
@@ -49,10 +50,13 @@ PARTICULAR: dict[str, dict[str, Any]] = {
         "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_q_lora_rank": 48, "swa_kv_lora_rank": 32,
         "swa_head_dim": 40, "swa_qk_nope_head_dim": 24, "swa_v_head_dim": 16, "shared_experts_intermediate_size": 32,
     },
+    "ernie4_5_moe": {"moe_num_experts": 4, "moe_k": 2},
     "gemma3n_text": {
         "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "num_kv_shared_layers": 2,
     },
+    "gemma4_text": {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32},
     "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "hunyuan_v1_moe": {"num_experts": 4, "moe_topk": [2, 2]},
     "kimi_linear": {"num_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1},
@@ -164,8 +168,11 @@ def test_tokens_are_those_of_generate(family: str, options: dict[str, Any] | Non
 
 @pytest.mark.filterwarnings("ignore")  # each family has its own
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_is_kept_of_a_sequence_is_what_the_cache_has(family: str):
-    """A copy without data says what the model itself leaves in transformers' cache after one token."""
+def test_the_floor_is_known(family: str):
+    """A copy without data says what the model itself leaves in transformers' cache after one token.
+
+    Weights are all but tables of which a token reads rows, and experts that it is not sent to: here half of them.
+    """
     try:
         of = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
     except ModuleNotFoundError as error:
@@ -184,5 +191,15 @@ def test_what_is_kept_of_a_sequence_is_what_the_cache_has(family: str):
     found = kept.of(made)
     assert found is not None
     assert found.values_per_token == sum(part.numel() for part in parts if part is not None)
-    assert found.state_bytes == sum(4 * state.numel() for state in states if state is not None)
+    assert found.state_bytes == sum(state.nbytes for state in states if state is not None)
     assert found.values_per_token or found.state_bytes
+
+    costs = cost.of(Model(name=family), made, 4)
+    assert (costs.kv_bytes_per_token, costs.state_bytes) == (4 * found.values_per_token, found.state_bytes)
+    text = [made] if made.config is made.config.get_text_config(decoder=True) else [made.get_decoder(), made.lm_head]
+    weights = {id(each): (name, each.nbytes) for model in text for name, each in model.named_parameters()}
+    experts = sum(size for name, size in weights.values() if ".experts." in name)
+    looked_up = [each.weight for each in made.modules() if isinstance(each, torch.nn.Embedding)]
+    tables = {id(table) for table in looked_up if table is not made.get_output_embeddings().weight}
+    assert costs.weight_bytes == sum(size for number, (_, size) in weights.items() if number not in tables)
+    assert (costs.expert_bytes, costs.chosen_experts) == (experts, 0.5 if experts else 1)

@@ -11,6 +11,7 @@ import torch
 
 from ..record import ModelCost
 from . import kept
+from .host_embedding import HostEmbedding
 from .shape import Shape
 from .spec import Model
 
@@ -27,12 +28,12 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
     text = [loaded] if config is loaded.config else [loaded.get_decoder(), *([] if head is None else [head])]
     if not model.architecture or config is not loaded.config:  # known now, from the checkpoint
         model = dataclasses.replace(model, architecture=config.to_json_string(use_diff=False), parameters=None)
-    if model.parameters is None:
+    counted = model.parameters is None
+    if counted:
         model = dataclasses.replace(model, parameters=_parameters(text))
     weight_bytes = stored(*text)
-    table = loaded.get_input_embeddings().weight
-    if head is None or getattr(head, "weight", None) is not table:
-        weight_bytes -= table.numel() * table.element_size()
+    looked_up = _looked_up(text, head)
+    weight_bytes -= sum(map(_bytes, looked_up))
     shape = Shape.of(model)
     cost = _cache(kept.of(loaded), shape, kv_bytes)
     modules = dict(loaded.named_modules())
@@ -43,14 +44,18 @@ def of(model: Model, loaded: Any, kv_bytes: int) -> ModelCost:
         return dataclasses.replace(cost, weight_bytes=weight_bytes, expert_bytes=math.nan if mixed else 0.0)
     if not mixed:  # whatever its configuration says: the first layers may be dense, and there may be no others
         shape = dataclasses.replace(shape, num_experts=1)
-    active = shape.active_parameters(_parameters(experts) if experts else None)
+    on_host = [module.weight for module in modules.values() if isinstance(module, HostEmbedding)]
+    if counted or shape.tied:  # one on the host is not counted, or a copy of the head's
+        looked_up = [table for table in looked_up if all(table is not other for other in on_host)]
+    rows = sum(table.numel() for table in looked_up)
+    active = shape.active_parameters(_parameters(experts) if experts else None, rows)
     chosen = 1.0
     if shape.num_experts > 1:
         chosen = math.nan if shape.experts_per_token is None else shape.experts_per_token / shape.num_experts
         expert_bytes = expert_bytes if experts else math.nan
     return dataclasses.replace(
         cost,
-        weight_bytes=weight_bytes - shape.position_parameters * table.element_size(),
+        weight_bytes=weight_bytes,
         active_parameters=math.nan if active is None else float(active),
         head_parameters=float(shape.vocab_size * shape.hidden_size),
         expert_bytes=expert_bytes,
@@ -66,9 +71,22 @@ def _cache(found: kept.Kept | None, shape: Shape | None, kv_bytes: int) -> Model
             kv_bytes_per_token=float(found.values_per_token * kv_bytes),
             window_bytes_per_token=float(found.window_values_per_token * kv_bytes),
             window=float(found.window),
+            chunk_bytes_per_token=float(found.chunk_values_per_token * kv_bytes),
+            chunk=float(found.chunk),
             state_bytes=float(found.state_bytes),
         )
     return ModelCost(kv_bytes_per_token=math.nan if shape is None else shape.kv_bytes_per_token(kv_bytes))
+
+
+def _looked_up(models: list[Any], head: Any) -> list[torch.Tensor]:
+    """Tables of which a token reads a row: of tokens, positions or n-grams. That of `head` is not one: it reads all."""
+    tables = {
+        id(module.weight): module.weight
+        for module in itertools.chain.from_iterable(model.modules() for model in models)
+        if isinstance(module, torch.nn.Embedding | HostEmbedding)
+    }
+    tables.pop(id(getattr(head, "weight", None)), None)
+    return list(tables.values())
 
 
 def _parameters(models: list[Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import types
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,13 @@ class Kept:
     values_per_token: int
     """Numbers that a position adds: keys and values, latents, an indexer's keys."""
     window_values_per_token: int
-    """Of these, the numbers of layers that read a window of the latest positions only."""
+    """Of these, the numbers of layers that read a window of the latest positions only, or as many chosen ones."""
     window: int
-    """Positions of that window, the smallest where there are several; 0 for none. A chunk counts as a window."""
+    """Positions of that window, the smallest where there are several; 0 for none."""
+    chunk_values_per_token: int
+    """The numbers of layers that read the positions of the same chunk only, as Llama 4 does."""
+    chunk: int
+    """Positions of a chunk; 0 for none."""
     state_bytes: int
     """Bytes of what linear attention and convolutions keep, whatever the length."""
 
@@ -40,24 +45,51 @@ def of(model: Any) -> Kept | None:
         with torch.device("meta"), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             empty = type(model)._from_config(config, dtype=model.dtype, attn_implementation="eager").eval()
+            for module in empty.modules():
+                if hasattr(module, "compress_ratio"):
+                    module.forward = types.MethodType(_choose_one, module)
             takes = inspect.signature(empty.forward).parameters
             name = "cache_params" if "cache_params" in takes else "past_key_values"
             empty(input_ids=torch.zeros(1, 1, dtype=torch.int64), use_cache=True, **{name: cache})
     except Exception:  # any family's code may want values
         return None
-    values = windowed = states = 0
-    windows = []
-    for layer in cache.layers:
-        parts = [getattr(layer, part, None) for part in ("keys", "values", "indexer_keys")]
-        numbers = sum(part.numel() for part in parts if part is not None)
-        values += numbers
-        window = getattr(layer, "sliding_window", None)
-        if window and numbers:
-            windowed += numbers
-            windows.append(window)
-        for kind in ("conv_states", "recurrent_states"):
-            states += sum(state.numel() * state.element_size() for state in _all(getattr(layer, kind, None)))
-    return Kept(values, windowed, min(windows, default=0), states) if values or states else None
+    text = config.get_text_config(decoder=True)
+    kinds = getattr(text, "layer_types", None) or [""] * len(cache.layers)
+    values = chunked = states = 0
+    windows: dict[int, int] = {}
+    for kind, layer in zip(kinds, cache.layers, strict=False):
+        index, *parts = (_size(getattr(layer, part, None)) for part in ("indexer_keys", "keys", "values"))
+        numbers = sum(parts)
+        values += numbers + index
+        window = _chosen(text) if kind == "indexed_attention" else getattr(layer, "sliding_window", None)
+        if kind == "chunked_attention":
+            chunked += numbers
+        elif window and numbers:
+            windows[window] = windows.get(window, 0) + numbers
+        for state in ("conv_states", "recurrent_states"):
+            states += sum(each.numel() * each.element_size() for each in _all(getattr(layer, state, None)))
+    if not values and not states:
+        return None
+    chunk = text.attention_chunk_size if chunked else 0
+    return Kept(values, sum(windows.values()), min(windows, default=0), chunked, chunk, states)
+
+
+def _choose_one(self: Any, _: Any, __: Any, attention_mask: torch.Tensor, past_key_values: Any) -> torch.Tensor:
+    """In the place of an indexer of blocks, which looks at values: the only position."""
+    past_key_values.update_indexer(torch.empty(1, 1, self.index_head_dim), self.layer_idx)
+    return attention_mask == 0
+
+
+def _chosen(config: Any) -> int | None:
+    """The most positions that an indexer chooses; with blocks, those are more that do not make a block yet."""
+    if (budget := getattr(config, "indexer_budget", None)) is not None:
+        return int(budget) + int(config.indexer_compress_ratio) - 1
+    most: int | None = getattr(config, "index_topk", None)
+    return most
+
+
+def _size(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.numel()
 
 
 def _all(states: Any) -> list[torch.Tensor]:

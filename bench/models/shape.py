@@ -62,7 +62,8 @@ class Shape:
         tied = config.get("tie_word_embeddings")
         kv_heads = _first(config, "num_key_value_heads", "multi_query_group_num") or heads
         head_dim = _first(config, "head_dim", "kv_channels") or hidden // heads
-        experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts") or 1
+        experts = _first(config, "num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts") or 1
+        chosen = _first(config, "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
         shape = cls(
             num_layers=layers,
             hidden_size=hidden,
@@ -76,19 +77,20 @@ class Shape:
             embedding_parameters=embedding + rows * hidden,
             position_parameters=rows * hidden,
             num_experts=experts,
-            experts_per_token=_first(config, "num_experts_per_tok", "num_experts_per_token") if experts > 1 else 1,
+            experts_per_token=chosen if experts > 1 else 1,
             kv_values_per_token=_layers_with_cache(config, layers) * _kv_values(config, kv_heads, head_dim),
         )
         if model.parameters is not None:
             return shape
         return cls(**{**vars(shape), "parameters": shape._counted(config)})
 
-    def active_parameters(self, of_experts: int | None = None) -> float | None:
+    def active_parameters(self, of_experts: int | None = None, looked_up: int | None = None) -> float | None:
         """Parameters read per token: all without the input embedding, with the output matrix.
 
         P_act = P - V·d when untied, P when tied (the shared table is read as the output matrix); a learned position
-        table is never counted. Of a mixture's experts, `of_experts` parameters in all, those that a token goes through.
-        None where P is not known, or what a token uses of it. Source: metrics.md 3.3.
+        table is never counted. Where it is known how many are `looked_up` in tables, those are left out instead. Of a
+        mixture's experts, `of_experts` parameters in all, those that a token goes through. None where P is not known,
+        or what a token uses of it. Source: metrics.md 3.3.
         """
         if self.parameters is None:
             return None
@@ -97,7 +99,9 @@ class Shape:
             if of_experts is None or self.experts_per_token is None:
                 return None
             idle = of_experts * (1 - self.experts_per_token / self.num_experts)
-        return self.parameters - (self.position_parameters if self.tied else self.embedding_parameters) - idle
+        if looked_up is None:
+            looked_up = self.position_parameters if self.tied else self.embedding_parameters
+        return self.parameters - looked_up - idle
 
     def kv_bytes_per_token(self, bytes_per_value: float) -> float:
         """Key and value cache of one token of one sequence, bytes. Source: metrics.md 3.3.
@@ -175,9 +179,11 @@ def _kv_values(config: Mapping[str, Any], kv_heads: int, head_dim: int) -> int:
 
 
 def _first(config: Mapping[str, Any], *names: str) -> int | None:
-    """The first of these fields that holds a whole number."""
+    """The first of these fields that holds a whole number, or the same one for each layer."""
     for name in names:
         value = config.get(name)
+        if isinstance(value, list) and value and value == value[:1] * len(value):
+            value = value[0]
         if isinstance(value, int):
             return value
     return None
