@@ -1,7 +1,7 @@
 """engine=compiled on every causal LM of transformers that says it has a static cache, as small as it can be made.
 
 `pytest -m slow -rs -k loop tests/test_every_family.py` takes a few minutes, and says why families are left out;
-`-k compiled` takes half an hour. `tests/hardware` compares the same on an accelerator.
+`-k compiled` takes more than an hour. `tests/hardware` compares the same on an accelerator.
 """
 
 from __future__ import annotations
@@ -126,10 +126,17 @@ def small(family: str, kind: Any, **inputs: torch.Tensor) -> Any:
     pytest.skip(reason)
 
 
-def compare(family: str, kind: str, options: dict[str, Any] | None, device: Device) -> None:
-    """fp32 on that kind of device, batch 1 and 3 with padding, greedy and 4 beams; skips what cannot be compared.
+LEAST_AND_MOST, OTHERS = ((1, 1), (3, 4)), ((3, 1), (1, 4))
+WAYS = {"loop": (False, LEAST_AND_MOST + OTHERS), "compiled": (True, LEAST_AND_MOST), "compiled-others": (True, OTHERS)}
+"""Whether the step is compiled, and for which batches and beams: two at a time, because compiling takes long."""
 
-    With `options` the step is compiled, for the least and the most of them.
+
+def compare(
+    family: str, kind: str, ways: tuple[tuple[int, int], ...], options: dict[str, Any] | None, device: Device
+) -> None:
+    """fp32 on that kind of device, batches with padding, greedy and beams as in `ways`; skips what cannot be compared.
+
+    With `options` the step is compiled.
     """
     try:
         of = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
@@ -143,7 +150,7 @@ def compare(family: str, kind: str, options: dict[str, Any] | None, device: Devi
         mask[number, : 3 * number] = 0
     ids *= mask
     made = build.ready(small(family, of, input_ids=ids, attention_mask=mask)).to(kind)
-    for batch, beams in ((1, 1), (3, 4)) if options is not None else ((1, 1), (3, 1), (1, 4), (3, 4)):
+    for batch, beams in ways:
         torch.compiler.reset()
         config = GenerationConfig(
             num_beams=beams, do_sample=False, pad_token_id=0, eos_token_id=None, max_new_tokens=12, min_new_tokens=12
@@ -160,10 +167,10 @@ def compare(family: str, kind: str, options: dict[str, Any] | None, device: Devi
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # each family has its own
-@pytest.mark.parametrize("options", [None, {}], ids=["loop", "compiled"])
+@pytest.mark.parametrize(("compiled", "ways"), WAYS.values(), ids=WAYS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_tokens_are_those_of_generate(family: str, options: dict[str, Any] | None):
-    compare(family, "cpu", options, Cpu())
+def test_tokens_are_those_of_generate(family: str, compiled: bool, ways: tuple[tuple[int, int], ...]):
+    compare(family, "cpu", ways, {} if compiled else None, Cpu())
 
 
 @pytest.mark.filterwarnings("ignore")  # each family has its own
