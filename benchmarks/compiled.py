@@ -29,8 +29,8 @@ LLAMA, SMALL = "model=llama-2-7b", "model=llama-3.2-1b"
 INT4 = ("precision=woq_int4", "precision.group_size=128", "precision.compute_dtype=fp16")
 BOTH = ("precision=fp16", "engine=compiled,eager", "num_beams=[1,4]")
 FAMILIES = ("qwen3-8b", "llama-3-8b", "phi-3-mini-4k-instruct", "gpt-j-6b", "opt-6.7b", "bloom-7b1")
-DEFAULTS = ("minicpm3", "qwen3_5_text")
-"""Latent attention and linear attention, in the sizes that transformers takes when nothing is said."""
+DEFAULTS = ("minicpm3", "qwen3_5_text", "olmoe")
+"""Latent attention, linear attention and experts, in the sizes that transformers takes when nothing is said."""
 PARTS = {
     "llama-2": (LLAMA, "precision=fp16", "engine=compiled,eager,static", "num_beams=[1,4]"),
     "again": (LLAMA, "precision=fp16", "engine=compiled", "num_beams=1"),
