@@ -306,15 +306,15 @@ def _sequences(record: Record) -> int:
 def _cache_bytes(record: Record) -> tuple[float, float]:
     """What a step moves for one sequence, on average: of the prompt's cache, and of its own with its states."""
     cost, inputs, outputs = record.cost, _axis(record, "input_tokens"), _axis(record, "output_tokens")
-    full = cost.kv_bytes_per_token - cost.window_bytes_per_token - cost.chunk_bytes_per_token
-    own = full * outputs / 2 + cost.window_bytes_per_token * _seen(0, outputs, cost.window)
-    both = full * (inputs + outputs / 2) + cost.window_bytes_per_token * _seen(inputs, outputs, cost.window)
-    if cost.chunk:
-        first = min(cost.chunk - inputs % cost.chunk, outputs)
-        later = _of_chunks(outputs - first, cost.chunk)
-        own += cost.chunk_bytes_per_token * (first * first / 2 + later) / outputs
-        through = _of_chunks(inputs + outputs, cost.chunk) - _of_chunks(inputs, cost.chunk)
-        both += cost.chunk_bytes_per_token * through / outputs
+    full = cost.kv_bytes_per_token - sum(size for size, _ in cost.windows + cost.chunks)
+    own, both = full * outputs / 2, full * (inputs + outputs / 2)
+    for size, window in cost.windows:
+        own += size * _seen(0, outputs, window)
+        both += size * _seen(inputs, outputs, window)
+    for size, chunk in cost.chunks:
+        first = min(chunk - inputs % chunk, outputs)  # until a new chunk begins, which is all its row's own
+        own += size * (first * first / 2 + _of_chunks(outputs - first, chunk)) / outputs
+        both += size * (_of_chunks(inputs + outputs, chunk) - _of_chunks(inputs, chunk)) / outputs
     return both - own, own + 2 * cost.state_bytes
 
 

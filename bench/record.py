@@ -49,14 +49,11 @@ class ModelCost:
     """Of `weight_bytes`, those of experts among which a router chooses."""
     chosen_experts: float = 1.0
     """Share of a layer's experts that it chooses for a token."""
-    window_bytes_per_token: float = 0.0
-    """Of `kv_bytes_per_token`, those of layers that read a window of the latest positions only, or as many chosen."""
-    window: float = 0.0
-    """Positions of that window."""
-    chunk_bytes_per_token: float = 0.0
-    """Of `kv_bytes_per_token`, those of layers that read the positions of the same chunk only."""
-    chunk: float = 0.0
-    """Positions of a chunk."""
+    windows: tuple[tuple[float, float], ...] = ()
+    """Of `kv_bytes_per_token`, those of layers that read a window of the latest positions only, or as many chosen ones,
+    and how many: a pair for each size."""
+    chunks: tuple[tuple[float, float], ...] = ()
+    """Those of layers that read the positions of the same chunk only, and how many a chunk has."""
     state_bytes: float = 0.0
     """Bytes of one sequence's states of linear attention and convolutions, which a step reads and writes."""
 
@@ -284,7 +281,8 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
     )
     for name in unknown:
         fields[name] = _number(data.get(name))
-    fields["cost"] = ModelCost(**{key: _number(value) for key, value in data["cost"].items()})
+    cost = {key: _pairs(value) if isinstance(value, list) else _number(value) for key, value in data["cost"].items()}
+    fields["cost"] = ModelCost(**_known(ModelCost, cost))
     figures = {key: _number(value) for key, value in data["peaks"].items() if key != "source"}
     fields["peaks"] = Peaks(source=data["peaks"]["source"], **figures)
     return Record(**_known(Record, fields))
@@ -293,6 +291,10 @@ def from_json(data: Mapping[str, Any]) -> Outcome:
 def _known(cls: type, data: Mapping[str, Any]) -> dict[str, Any]:
     names = {item.name for item in dataclasses.fields(cls)}
     return {key: value for key, value in data.items() if key in names}
+
+
+def _pairs(values: list[list[float | None]]) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(_number(value) for value in pair) for pair in values)
 
 
 def _number(value: float | None) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -31,13 +32,13 @@ KEEPING = [
 """Caches of all kinds: latents and an indexer's keys, windows, chunks, sizes by layer, states with and without keys."""
 
 WINDOWS = {
-    "mistral": (4 * 2 * 2 * 2 * 16, 12),
-    "gpt_oss": (4 * 2 * 2 * 16, 8),  # the first of two layers
-    "deepseek_v32": (4 * 2 * (32 + 16), 8),  # latents of positions that an indexer of its own keys chooses
-    "mimo_v2_flash": (4 * 4 * (24 + 16), 8),  # which has all heads
-    "qwen4_exp_text": (4 * 2 * 2 * 16, 9 + 2),  # three blocks of three, and two that are none yet
+    "mistral": ((4 * 2 * 2 * 2 * 16, 12),),
+    "gpt_oss": ((4 * 2 * 2 * 16, 8),),  # the first of two layers
+    "deepseek_v32": ((4 * 2 * (32 + 16), 8),),  # latents of positions that an indexer of its own keys chooses
+    "mimo_v2_flash": ((4 * 4 * (24 + 16), 8),),  # which has all heads
+    "qwen4_exp_text": ((4 * 2 * 2 * 16, 9 + 2),),  # three blocks of three, and two that are none yet
 }
-CHUNKS = {"llama4_text": (4 * 2 * 2 * 16, 8)}
+CHUNKS = {"llama4_text": ((4 * 2 * 2 * 16, 8),)}
 """Bytes per position of the layers that do not read all, and the positions that they read, as SMALL models have it."""
 
 
@@ -54,9 +55,8 @@ def test_bytes_of_the_cache_are_those_that_transformers_keeps(family: str):
     }
     bytes_of = {layer: sum(4 * part.numel() for part in some if part is not None) / 10 for layer, some in parts.items()}
     assert found.kv_bytes_per_token == sum(bytes_of.values())
-    windows, chunks = WINDOWS.get(family, (0, 0)), CHUNKS.get(family, (0, 0))
-    assert (found.window_bytes_per_token, found.window) == windows
-    assert (found.chunk_bytes_per_token, found.chunk) == chunks
+    assert found.windows == WINDOWS.get(family, ())
+    assert found.chunks == CHUNKS.get(family, ())
     states = [state for layer in cache.layers for kind in ("conv_states", "recurrent_states")
               for state in getattr(layer, kind, {}).values() if state is not None]  # fmt: skip
     assert found.state_bytes == sum(state.nbytes for state in states) / 2
@@ -172,14 +172,16 @@ def test_bytes_of_a_step_with_windows_and_states(make: Any):
 
     Of the 11.5, t are a row's own, in the mean 2; without beams there is nothing to share.
     """
-    costs = ModelCost(weight_bytes=1000, kv_bytes_per_token=5, window_bytes_per_token=3, window=12, state_bytes=7)
+    costs = ModelCost(weight_bytes=1000, kv_bytes_per_token=5, windows=((3, 12),), state_bytes=7)
     record = make.record(make.cell(batch=2, beams=3, inputs=10, outputs=4), cost=costs)
     assert decode_bytes(record) == 1000 + 6 * (2 * 12 + 3 * 11.5 + 14)
     assert least_decode_bytes(record) == 1000 + 2 * (2 * 10 + 3 * 9.5) + 6 * (2 * 2 + 3 * 2 + 14)
     alone = make.record(make.cell(batch=2, beams=1, inputs=10, outputs=4), cost=costs)
     assert decode_bytes(alone) == least_decode_bytes(alone) == 1000 + 2 * (2 * 12 + 3 * 11.5 + 14)
-    behind = make.record(make.cell(batch=1, beams=1, inputs=20, outputs=4), cost=costs)
-    assert decode_bytes(behind) == 1000 + 2 * 22 + 3 * 12 + 14
+    later = make.cell(batch=1, beams=1, inputs=20, outputs=4)
+    assert decode_bytes(make.record(later, cost=costs)) == 1000 + 2 * 22 + 3 * 12 + 14
+    several = dataclasses.replace(costs, windows=((1, 12), (2, 30)))
+    assert decode_bytes(make.record(later, cost=several)) == 1000 + 2 * 22 + 12 + 2 * 22 + 14
 
 
 def test_bytes_of_a_step_with_chunks(make: Any):
@@ -187,7 +189,7 @@ def test_bytes_of_a_step_with_chunks(make: Any):
 
     Of these, t and then t - 6 are a row's own: (18 + 18) / 12.
     """
-    costs = ModelCost(weight_bytes=1000, kv_bytes_per_token=5, chunk_bytes_per_token=3, chunk=8)
+    costs = ModelCost(weight_bytes=1000, kv_bytes_per_token=5, chunks=((3, 8),))
     record = make.record(make.cell(batch=2, beams=3, inputs=10, outputs=12), cost=costs)
     assert decode_bytes(record) == 1000 + 6 * (2 * 16 + 3 * 4)
     assert least_decode_bytes(record) == 1000 + 2 * (2 * 10 + 3 * 1) + 6 * (2 * 6 + 3 * 3)

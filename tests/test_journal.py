@@ -14,7 +14,7 @@ import pytest
 
 from bench.errors import ResultsError
 from bench.journal import Journal, log_tail
-from bench.record import FAILURE_KINDS, Failure, Record, from_json, to_json
+from bench.record import FAILURE_KINDS, Failure, ModelCost, Record, from_json, to_json
 from tests.conftest import ROOT
 
 
@@ -24,7 +24,8 @@ def same(one: Record | Failure, other: Record | Failure) -> bool:
 
 
 def test_record_round_trip_with_unknown_values(make: Any):
-    record = make.record(warnings=("a", "b"), approximation="x", peak_memory_bytes=math.nan)
+    costs = ModelCost(kv_bytes_per_token=5.0, windows=((3.0, 12.0), (1.0, 30.0)))
+    record = make.record(warnings=("a", "b"), approximation="x", peak_memory_bytes=math.nan, cost=costs)
     line = json.dumps(to_json(record), allow_nan=False)
     assert json.loads(line)["peak_reserved_bytes"] is None
     again = from_json(json.loads(line))
@@ -45,6 +46,8 @@ def test_samples_are_not_rounded(make: Any):
 def test_fields_of_a_later_version_are_ignored(make: Any):
     for outcome in (make.record(), make.failure()):
         data = {**to_json(outcome), "energy_j": 3.0, "schema": 99}
+        if isinstance(outcome, Record):
+            data["cost"]["bytes_per_joule"] = 5.0
         assert same(from_json(data), dataclasses.replace(outcome, schema=99))
 
 

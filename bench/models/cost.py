@@ -69,10 +69,8 @@ def _cache(found: kept.Kept | None, shape: Shape | None, kv_bytes: int) -> Model
     if found is not None:
         return ModelCost(
             kv_bytes_per_token=float(found.values_per_token * kv_bytes),
-            window_bytes_per_token=float(found.window_values_per_token * kv_bytes),
-            window=float(found.window),
-            chunk_bytes_per_token=float(found.chunk_values_per_token * kv_bytes),
-            chunk=float(found.chunk),
+            windows=tuple((float(numbers * kv_bytes), float(limit)) for numbers, limit in found.windows),
+            chunks=tuple((float(numbers * kv_bytes), float(limit)) for numbers, limit in found.chunks),
             state_bytes=float(found.state_bytes),
         )
     return ModelCost(kv_bytes_per_token=math.nan if shape is None else shape.kv_bytes_per_token(kv_bytes))

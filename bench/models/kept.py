@@ -19,14 +19,11 @@ class Kept:
 
     values_per_token: int
     """Numbers that a position adds: keys and values, latents, an indexer's keys."""
-    window_values_per_token: int
-    """Of these, the numbers of layers that read a window of the latest positions only, or as many chosen ones."""
-    window: int
-    """Positions of that window, the smallest where there are several; 0 for none."""
-    chunk_values_per_token: int
-    """The numbers of layers that read the positions of the same chunk only, as Llama 4 does."""
-    chunk: int
-    """Positions of a chunk; 0 for none."""
+    windows: tuple[tuple[int, int], ...]
+    """Of these, the numbers of layers that read a window of the latest positions only, or as many chosen ones, and how
+    many: a pair for each size."""
+    chunks: tuple[tuple[int, int], ...]
+    """The numbers of layers that read the positions of the same chunk only (Llama 4), and how many a chunk has."""
     state_bytes: int
     """Bytes of what linear attention and convolutions keep, whatever the length."""
 
@@ -55,23 +52,22 @@ def of(model: Any) -> Kept | None:
         return None
     text = config.get_text_config(decoder=True)
     kinds = getattr(text, "layer_types", None) or [""] * len(cache.layers)
-    values = chunked = states = 0
+    values = states = 0
     windows: dict[int, int] = {}
+    chunks: dict[int, int] = {}
     for kind, layer in zip(kinds, cache.layers, strict=False):
         index, *parts = (_size(getattr(layer, part, None)) for part in ("indexer_keys", "keys", "values"))
         numbers = sum(parts)
         values += numbers + index
-        window = _chosen(text) if kind == "indexed_attention" else getattr(layer, "sliding_window", None)
-        if kind == "chunked_attention":
-            chunked += numbers
-        elif window and numbers:
-            windows[window] = windows.get(window, 0) + numbers
+        limit = _chosen(text) if kind == "indexed_attention" else getattr(layer, "sliding_window", None)
+        if limit and numbers:
+            limited = chunks if kind == "chunked_attention" else windows  # the cache makes no difference between them
+            limited[limit] = limited.get(limit, 0) + numbers
         for state in ("conv_states", "recurrent_states"):
             states += sum(each.numel() * each.element_size() for each in _all(getattr(layer, state, None)))
     if not values and not states:
         return None
-    chunk = text.attention_chunk_size if chunked else 0
-    return Kept(values, sum(windows.values()), min(windows, default=0), chunked, chunk, states)
+    return Kept(values, _pairs(windows), _pairs(chunks), states)
 
 
 def _choose_one(self: Any, _: Any, __: Any, attention_mask: torch.Tensor, past_key_values: Any) -> torch.Tensor:
@@ -86,6 +82,10 @@ def _chosen(config: Any) -> int | None:
         return int(budget) + int(config.indexer_compress_ratio) - 1
     most: int | None = getattr(config, "index_topk", None)
     return most
+
+
+def _pairs(limited: dict[int, int]) -> tuple[tuple[int, int], ...]:
+    return tuple((numbers, limit) for limit, numbers in limited.items())
 
 
 def _size(tensor: torch.Tensor | None) -> int:
