@@ -76,6 +76,8 @@ LEAVE_OUT: tuple[set[str], ...] = (
 """Sizes that do not go together in some families: the first set without which a model can be made is taken."""
 NONE_BY_DEFAULT = {"num_key_value_heads", "head_dim"}
 MOST_PARAMETERS = 30_000_000
+PICTURES = {"gemma3n": 300_000_000}
+"""Parameters of a part for pictures that cannot be made smaller."""
 NOT_MADE = {"gemma3n", "gemma4_assistant", "gemma4_unified_assistant"}
 """The first needs timm for its pictures (`gemma3n_text` does not); the others draft for another model."""
 WITHOUT_POSITIONS = {"whisper"}
@@ -109,7 +111,7 @@ def small(family: str, kind: Any, **inputs: torch.Tensor) -> Any:
             config = shrunk(usual, left_out)
             with torch.device("meta"):
                 count = sum(parameter.numel() for parameter in kind(config).parameters())
-            if count > MOST_PARAMETERS:
+            if count > MOST_PARAMETERS + PICTURES.get(family, 0):
                 raise ValueError(f"{count} parameters")
             torch.manual_seed(0)
             made = kind(config).to(torch.float32).requires_grad_(False).eval()
