@@ -100,6 +100,17 @@ def shrunk(usual: Any, left_out: set[str]) -> Any:
     return type(usual)(**{name: size for name, size in sizes.items() if name not in left_out})
 
 
+def model_class(family: str) -> Any:
+    """The class of the family's models; skips those without a static cache."""
+    try:
+        of = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
+    except ModuleNotFoundError as error:
+        pytest.skip(f"{family}: {error}")
+    if not getattr(of, "_can_compile_fullgraph", False):
+        pytest.skip(f"transformers has no static cache for {family}")
+    return of
+
+
 def small(family: str, kind: Any, **inputs: torch.Tensor) -> Any:
     """A model of the family for which `generate` takes `inputs`; skips `NOT_MADE` with the reason."""
     reasons = []
@@ -140,12 +151,7 @@ def compare(
 
     With `options` the step is compiled.
     """
-    try:
-        of = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{family}: {error}")
-    if not getattr(of, "_can_compile_fullgraph", False):
-        pytest.skip(f"transformers has no static cache for {family}")
+    of = model_class(family)
     ids = torch.randint(3, SIZES["vocab_size"], (3, 20), generator=torch.Generator().manual_seed(1))
     mask = torch.ones_like(ids)
     for number in range(0 if family in WITHOUT_POSITIONS else 3):
@@ -182,12 +188,7 @@ def test_the_floor_is_known(family: str):
 
     Weights are all but tables of which a token reads rows, and experts that it is not sent to: here half of them.
     """
-    try:
-        of = getattr(transformers, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family])
-    except ModuleNotFoundError as error:
-        pytest.skip(f"{family}: {error}")
-    if not getattr(of, "_can_compile_fullgraph", False):
-        pytest.skip(f"transformers has no static cache for {family}")
+    of = model_class(family)
     ids = torch.full((1, 1), 7)
     made = small(family, of, input_ids=ids, attention_mask=torch.ones_like(ids))
     cache = transformers.DynamicCache(config=made.config)

@@ -127,8 +127,7 @@ def takes_parts(model: Any) -> bool:
         return False
     if getattr(model, "_supports_attention_backend", False) or hasattr(module, "ALL_ATTENTION_FUNCTIONS"):
         return True
-    doubled = config.model_type == "falcon" and config.alibi and config._attn_implementation == "eager"
-    return bool(methods(model)) and "sliding_attention" not in types and not doubled
+    return bool(methods(model)) and "sliding_attention" not in types
 
 
 def methods(model: Any) -> list[Method]:
@@ -161,4 +160,7 @@ def bias(model: Any, length: int) -> torch.Tensor | None:
     ones = torch.ones(1, length, dtype=torch.int64, device=model.device)
     build = (modeling_bloom if family == "bloom" else modeling_falcon).build_alibi_tensor
     table: torch.Tensor = build(ones, heads, model.dtype).squeeze(1)
-    return table if family == "bloom" else table / math.sqrt(config.hidden_size // heads)
+    if family == "bloom":
+        return table
+    times = 2 if config._attn_implementation == "eager" else 1  # that code adds it to the mask and to the scores
+    return times * table / math.sqrt(config.hidden_size // heads)
