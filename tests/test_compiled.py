@@ -152,6 +152,16 @@ def test_the_tokens_are_those_of_generate(family: str):
     assert not [layer for layer in made.modules() if {"forward", "_attn"} & set(vars(layer))]  # its own again
 
 
+@pytest.mark.parametrize("heads", [1, 2])
+def test_blocks_that_an_indexer_finds_equally_good(heads: int, monkeypatch: pytest.MonkeyPatch):
+    """With few heads, many scores are exactly 0, and tokens depend on which of these are taken."""
+    monkeypatch.setitem(FAMILIES["qwen4_exp_text"], "indexer_n_heads", heads)
+    made = model("qwen4_exp_text")
+    for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
+        expected, found, _ = both(made, batch, beams, padded=True)
+        assert found == expected, (batch, beams)
+
+
 ENDS = [5, 7, 11, 13]
 MANY = list(range(3, 40))
 

@@ -201,7 +201,7 @@ def test_bytes_of_a_step_with_chunks(make: Any):
 
 
 def test_tables_of_which_rows_are_read_are_not_read_whole():
-    """Per-layer inputs (Gemma 3n), n-grams (Qwen4-Exp) and learned positions (OPT) beside the input embedding."""
+    """N-grams (Qwen4-Exp) beside the input embedding, and learned positions (OPT) beside a tied one."""
     for family, names in (("qwen4_exp_text", ("embed_tokens", "ngram_embedding")), ("opt", ("embed_positions",))):
         made = model(family)
         rows = sum(each.numel() for name, each in made.named_parameters() if name.split(".")[-2] in names)

@@ -50,16 +50,39 @@ def choose(
     own, numbers = _of_rows(keys, whole, size)
     first = torch.arange(prompt.shape[1], device=numbers.device)[None]
     keys_of_blocks = finished(prompt, first), finished(own, numbers.clamp(max=cos.shape[1] - 2))
-    found = scores(query.squeeze(1).float(), *keys_of_blocks).relu().sum(1) / math.sqrt(self.index_head_dim)
+    found: torch.Tensor = scores(query.squeeze(1).float(), *keys_of_blocks).relu().sum(1) / math.sqrt(
+        self.index_head_dim
+    )
     there = torch.cat([_each(first < whole[:, None], place), numbers < _each(complete, place)[:, None]], dim=1)
-    best = found.masked_fill(~there, -torch.inf).topk(min(self.block_topk, found.shape[1])).indices
-    chosen = torch.zeros_like(there).scatter(1, best, True) & there
+    if found.device.type == "cpu":
+        chosen = best_of_each(found, there, self.block_topk)
+    else:
+        best = found.masked_fill(~there, -torch.inf).topk(min(self.block_topk, found.shape[1])).indices
+        chosen = torch.zeros_like(there).scatter(1, best, True) & there
 
     number = (place.places(keys.prompt.shape[2]).positions() - place.pad[:, None]) // size
     behind = len(first[0]) + number - whole[:, None]
     column = torch.where(number < whole[:, None], number, behind).clamp(min=0, max=found.shape[1] - 1)
     unfinished = number >= complete[:, None]
     return (chosen.gather(1, _each(column.long(), place)) | _each(unfinished, place))[:, None, None]
+
+
+@torch.library.custom_op("bench::best_of_each", mutates_args=())
+def best_of_each(found: torch.Tensor, there: torch.Tensor, most: int) -> torch.Tensor:
+    """The `most` best of each row's scores that are `there`, bool [rows, blocks]; on CPU, which need not wait.
+
+    Scores are sums of what ReLU leaves, so several may be 0, and which of equals topk takes depends on what it is given.
+    """
+    chosen = torch.zeros_like(there)
+    for row, here in enumerate(there):
+        at = here.nonzero().flatten()
+        chosen[row, at[found[row, at].topk(min(most, len(at))).indices]] = True
+    return chosen
+
+
+@best_of_each.register_fake
+def _(found: torch.Tensor, there: torch.Tensor, most: int) -> torch.Tensor:
+    return torch.empty_like(there)
 
 
 def _of_prompts(keys: Shared, size: int) -> torch.Tensor:
