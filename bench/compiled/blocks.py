@@ -50,12 +50,10 @@ def choose(
     own, numbers = _of_rows(keys, whole, size)
     first = torch.arange(prompt.shape[1], device=numbers.device)[None]
     keys_of_blocks = finished(prompt, first), finished(own, numbers.clamp(max=cos.shape[1] - 2))
-    found: torch.Tensor = scores(query.squeeze(1).float(), *keys_of_blocks).relu().sum(1) / math.sqrt(
-        self.index_head_dim
-    )
+    found = scores(query.squeeze(1).float(), *keys_of_blocks).relu().sum(1) / math.sqrt(self.index_head_dim)
     there = torch.cat([_each(first < whole[:, None], place), numbers < _each(complete, place)[:, None]], dim=1)
     if found.device.type == "cpu":
-        chosen = best_of_each(found, there, self.block_topk)
+        chosen: torch.Tensor = best_of_each(found, there, self.block_topk)
     else:
         best = found.masked_fill(~there, -torch.inf).topk(min(self.block_topk, found.shape[1])).indices
         chosen = torch.zeros_like(there).scatter(1, best, True) & there
@@ -71,7 +69,7 @@ def choose(
 def best_of_each(found: torch.Tensor, there: torch.Tensor, most: int) -> torch.Tensor:
     """The `most` best of each row's scores that are `there`, bool [rows, blocks]; on CPU, which need not wait.
 
-    Scores are sums of what ReLU leaves, so several may be 0, and which of equals topk takes depends on what it is given.
+    Scores are sums of what ReLU leaves, so several may be 0. Which of equals topk takes depends on what it is given.
     """
     chosen = torch.zeros_like(there)
     for row, here in enumerate(there):
