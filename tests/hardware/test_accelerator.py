@@ -113,8 +113,35 @@ def test_kernels_of_the_compiled_engine(kind: str, kernel: str):
 )
 def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str, compiled: bool):
     """fp32, greedy and 4 beams, batch 1 and 3; a few families compiled with the engine's options, others when asked."""
-    device = devices.get(kind)()
-    made = model(family).to(kind)
+    as_generate(model(family), kind, compiled)
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("family", "heads"), [("qwen4_exp_text", "indexer_n_heads"), ("deepseek_v32", "index_n_heads")]
+)
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_what_an_indexer_finds_equally_good(
+    kind: str, compiled: bool, family: str, heads: str, number: int, monkeypatch: pytest.MonkeyPatch
+):
+    """With few heads, many scores are exactly 0, and tokens depend on which of these are taken: the first."""
+    monkeypatch.setitem(FAMILIES[family], heads, number)
+    as_generate(model(family), kind, compiled)
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_alibi_counts_twice_in_falcons_eager_attention(kind: str, compiled: bool):
+    made = model("falcon with alibi")
+    once = as_generate(made, kind, compiled)
+    made.config._attn_implementation = "eager"
+    assert as_generate(made, kind, compiled) != once
+
+
+def as_generate(made: Any, kind: str, compiled: bool) -> list[Any]:
+    """Assert that the engine's tokens are those of `generate`, in four ways, and return them."""
+    device, made, said = devices.get(kind)(), made.to(kind), []
     for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
         ids, mask = (part.to(kind) for part in prompts(batch, padded=True))
         config = GenerationConfig(max_new_tokens=14, num_beams=beams, pad_token_id=0)
@@ -126,7 +153,9 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
                 found = decoder.generate(ids, mask, 14, lambda: None)
         assert not decoder.noticed
         assert found.tolist() == expected.tolist(), (batch, beams)
+        said.append(found.tolist())
         torch.compiler.reset()
+    return said
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
