@@ -79,7 +79,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "gpt_neox_japanese": {"intermediate_multiple_size": 2},
     "xglm": {"d_model": 64, "ffn_dim": 96, "num_layers": 2, "attention_heads": 4},
     "deepseek_v3": MIXED | LATENT | {"n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
-    "deepseek_v32": MIXED | LATENT | {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 16},
+    "deepseek_v32": MIXED | LATENT | {"index_topk": 8, "index_head_dim": 16, "index_n_heads": 2},
     "diffllama": {"num_key_value_heads": 2},
     "llama4_text": MIXED | {"head_dim": 16, "attention_chunk_size": 8, "layer_types": CHUNKED},
     "mimo_v2_flash": MIXED | {"head_dim": 24, "v_head_dim": 16, "sliding_window": 8, "layer_types": WINDOWED},
@@ -89,7 +89,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "qwen4_exp_text": MIXED | {
         "head_dim": 16, "layer_types": ["linear_attention", "indexed_attention"], "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "indexer_n_heads": 8,
+        "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16, "indexer_n_heads": 2,
         "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 9, "indexer_compress_ratio": 3,
         "ple_layer_ids": [1], "ple_embed_dim": 32, "ngram_vocab_size_base": 100, "heads_per_ngram": 2, "hc_lowrank": 32,
     },
@@ -152,11 +152,14 @@ def test_the_tokens_are_those_of_generate(family: str):
     assert not [layer for layer in made.modules() if {"forward", "_attn"} & set(vars(layer))]  # its own again
 
 
-@pytest.mark.parametrize("heads", [1, 2])
-def test_blocks_that_an_indexer_finds_equally_good(heads: int, monkeypatch: pytest.MonkeyPatch):
-    """With few heads, many scores are exactly 0, and tokens depend on which of these are taken."""
-    monkeypatch.setitem(FAMILIES["qwen4_exp_text"], "indexer_n_heads", heads)
-    made = model("qwen4_exp_text")
+@pytest.mark.parametrize(
+    ("family", "setting"), [("qwen4_exp_text", "indexer_n_heads"), ("deepseek_v32", "index_n_heads")]
+)
+@pytest.mark.parametrize("heads", [1, 16])
+def test_indexers_with_other_heads(family: str, setting: str, heads: int, monkeypatch: pytest.MonkeyPatch):
+    """With few, many scores are exactly 0, and tokens depend on which of these are taken; with many, none is."""
+    monkeypatch.setitem(FAMILIES[family], setting, heads)
+    made = model(family)
     for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
         expected, found, _ = both(made, batch, beams, padded=True)
         assert found == expected, (batch, beams)
@@ -211,7 +214,8 @@ def test_attention_that_is_not_known_is_given_all_positions(family: str, monkeyp
     for batch, beams, padded in ((1, 1, False), (3, 4, True)):
         expected, found, decoder = both(made, batch, beams, padded)
         assert found == expected, (batch, beams)
-        assert decoder.cache.whole and not decoder.cache.methods
+        assert decoder.cache.whole
+        assert not [method for method in decoder.cache.methods if not type(method.layer).__name__.endswith("Indexer")]
         assert {len(layer.keys) for layer in decoder.cache.layers} == {batch}
 
 
@@ -293,7 +297,7 @@ def test_a_step_can_be_captured_for_all_lengths(family: str):
     decoder = Decoder(model(family), shape, config)
     assert not decoder.cache.whole or not decoder.cache.layers
     rows, capacity, total = 4, 83, decoder.cache.length
-    heads = getattr(decoder.model.config, "index_n_heads", 4)
+    heads = max(4, getattr(decoder.model.config, "index_n_heads", 4))
     graphs: list[torch.fx.GraphModule] = []
 
     def keep(graph: torch.fx.GraphModule, _: Any) -> Any:

@@ -34,7 +34,7 @@ SIZES = {
     "num_key_value_heads": 2, "head_dim": 16, "rotary_dim": 8, "sliding_window": 8, "num_experts_per_tok": 2,
     "attention_chunk_size": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1, "num_dense_layers": 1,
     "kv_lora_rank": 32, "q_lora_rank": 48, "qk_rope_head_dim": 16, "qk_nope_head_dim": 24, "v_head_dim": 16,
-    "index_topk": 8, "index_head_dim": 16, "index_n_heads": 16,
+    "index_topk": 8, "index_head_dim": 16, "index_n_heads": 2,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_num_heads": 4, "mamba_head_dim": 32,
     "ssm_state_size": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -63,7 +63,7 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2},
     "qwen4_exp_text": {
-        "indexer_n_heads": 8, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
+        "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 8,
         "indexer_compress_ratio": 2, "ple_layer_ids": [1], "ple_embed_dim": 32, "ngram_vocab_size_base": 100,
         "heads_per_ngram": 2, "eos_token_id": 2,
     },

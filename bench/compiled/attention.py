@@ -77,14 +77,17 @@ class Places(NamedTuple):
         prompt, own = (torch.arange(length, device=self.step.device) for length in self.capacities)
         return torch.cat([prompt, self.prompt_length + own])
 
-    def seen(self) -> torch.Tensor:
-        """Whether each row may attend to each place, [rows, capacities]."""
+    def filled(self) -> torch.Tensor:
+        """Whether each place holds a position, padding or not, [capacities]."""
         length, _ = self.capacities
         positions = self.positions()
         filled = positions <= self.prompt_length + self.step
-        filled &= (positions < self.prompt_length) | (torch.arange(len(positions), device=filled.device) >= length)
-        behind = positions >= self.first[:, None]
-        return (filled & behind).repeat_interleave(self.rows // len(self.first), dim=0)
+        return filled & ((positions < self.prompt_length) | (torch.arange(len(filled), device=filled.device) >= length))
+
+    def seen(self) -> torch.Tensor:
+        """Whether each row may attend to each place, [rows, capacities]."""
+        behind = self.positions() >= self.first[:, None]
+        return (self.filled() & behind).repeat_interleave(self.rows // len(self.first), dim=0)
 
 
 def attend(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .attention import scores
+from .equals import best_of_each
 
 if TYPE_CHECKING:
     from .cache import Place, Shared
@@ -63,24 +64,6 @@ def choose(
     column = torch.where(number < whole[:, None], number, behind).clamp(min=0, max=found.shape[1] - 1)
     unfinished = number >= complete[:, None]
     return (chosen.gather(1, _each(column.long(), place)) | _each(unfinished, place))[:, None, None]
-
-
-@torch.library.custom_op("bench::best_of_each", mutates_args=())
-def best_of_each(found: torch.Tensor, there: torch.Tensor, most: int) -> torch.Tensor:
-    """The `most` best of each row's scores that are `there`, bool [rows, blocks]; on CPU, which need not wait.
-
-    Scores are sums of what ReLU leaves, so several may be 0. Which of equals topk takes depends on what it is given.
-    """
-    chosen = torch.zeros_like(there)
-    for row, here in enumerate(there):
-        at = here.nonzero().flatten()
-        chosen[row, at[found[row, at].topk(min(most, len(at))).indices]] = True
-    return chosen
-
-
-@best_of_each.register_fake
-def _(found: torch.Tensor, there: torch.Tensor, most: int) -> torch.Tensor:
-    return torch.empty_like(there)
 
 
 def _of_prompts(keys: Shared, size: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import types
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import Unsupported
 from ..models.build import RELEASE
-from . import blocks, own_attention
+from . import blocks, equals, own_attention
 from .attention import NAME, Parts, Places, contiguous, inherited, scores
 
 SINCE = {
@@ -186,6 +187,13 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
         self.indexer.add(kept)
         return Index(self.indexer)
 
+    def filled(self) -> torch.Tensor:
+        """Whether each place that an indexer is given holds a position, padding or not."""
+        if not self.whole:
+            return self.place.places(self.prompt_capacity).filled()
+        positions = torch.arange(self.get_max_length(), device=self.place.step.device)
+        return positions <= self.place.prompt_length + self.place.step
+
     @property
     def indexer_position_ids(self) -> torch.Tensor | None:
         """Positions whose embeddings an indexer gets before those of the new ones."""
@@ -284,6 +292,10 @@ class SharedPrompt:
         self.usual = config._attn_implementation
         self.groups_experts = getattr(config, "_experts_implementation", None) == "grouped_mm"
         self.methods = [] if self.whole else own_attention.methods(model)
+        self.methods += [
+            own_attention.Method(layer, "forward", types.MethodType(equals.as_generate, layer))
+            for layer in equals.indexers(model)
+        ]
         self.mask: torch.Tensor | None = None
 
     def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
