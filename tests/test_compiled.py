@@ -93,6 +93,11 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 9, "indexer_compress_ratio": 3,
         "ple_layer_ids": [1], "ple_embed_dim": 32, "ngram_vocab_size_base": 100, "heads_per_ngram": 2, "hc_lowrank": 32,
     },
+    "minimax_m3_vl_text": MIXED | {
+        "head_dim": 16, "rotary_dim": 8, "layer_types": ["full_attention", "minimax_m3_sparse"], "index_n_heads": 2,
+        "index_head_dim": 16, "index_block_size": 3, "index_topk_blocks": 7, "dense_intermediate_size": 32,
+        "shared_intermediate_size": 32,
+    },
     "lfm2_moe": MIXED | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1},
 }  # fmt: skip

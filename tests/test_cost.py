@@ -27,7 +27,8 @@ MIXTRAL = 2 * 4 * 3 * 64 * 96
 
 KEEPING = [
     "llama", "qwen3", "gptj", "gpt2", "mistral", "gpt_oss", "deepseek_v3", "deepseek_v32", "llama4_text",
-    "mimo_v2_flash", "qwen3_5_text", "qwen4_exp_text", "lfm2_moe", "mamba2",
+    "mimo_v2_flash", "qwen3_5_text", "qwen4_exp_text", "minimax_m3_vl_text", "lfm2_moe",
+    "mamba2",
 ]  # fmt: skip
 """Caches of all kinds: latents and an indexer's keys, windows, chunks, sizes by layer, states with and without keys."""
 
@@ -37,6 +38,7 @@ WINDOWS = {
     "deepseek_v32": ((4 * 2 * (32 + 16), 8),),  # latents of positions that an indexer of its own keys chooses
     "mimo_v2_flash": ((4 * 4 * (24 + 16), 8),),  # which has all heads
     "qwen4_exp_text": ((4 * 2 * 2 * 16, 9 + 2),),  # three blocks of three, and two that are none yet
+    "minimax_m3_vl_text": ((4 * 2 * 2 * 16, 7 * 3),),  # the second of two layers
 }
 CHUNKS = {"llama4_text": ((4 * 2 * 2 * 16, 8),)}
 """Bytes per position of the layers that do not read all, and the positions that they read, as SMALL models have it."""
@@ -50,9 +52,7 @@ def test_bytes_of_the_cache_are_those_that_transformers_keeps(family: str):
         name = "cache_params" if family == "mamba2" else "past_key_values"
         made(input_ids=torch.full((2, 5), 7), use_cache=True, **{name: cache})
     found = cost.of(Model(name=family), made, 4)
-    parts = {
-        layer: [getattr(layer, part, None) for part in ("keys", "values", "indexer_keys")] for layer in cache.layers
-    }
+    parts = {layer: [getattr(layer, part, None) for part in (*kept.PARTS, *kept.INDEX)] for layer in cache.layers}
     bytes_of = {layer: sum(4 * part.numel() for part in some if part is not None) / 10 for layer, some in parts.items()}
     assert found.kv_bytes_per_token == sum(bytes_of.values())
     assert found.windows == WINDOWS.get(family, ())

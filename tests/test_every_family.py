@@ -60,6 +60,10 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     "kimi_linear": {"num_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1},
+    "minimax_m3_vl_text": {
+        "layer_types": ["full_attention", "minimax_m3_sparse"], "index_n_heads": 2, "index_block_size": 3,
+        "index_topk_blocks": 3,
+    },
     "mllama_text_model": {"num_hidden_layers": 3, "cross_attention_layers": [1]},
     "nemotron_h": {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2},
     "qwen4_exp_text": {
@@ -195,7 +199,7 @@ def test_the_floor_is_known(family: str):
     name = "cache_params" if "cache_params" in inspect.signature(made.forward).parameters else "past_key_values"
     with torch.inference_mode():
         made(input_ids=ids, use_cache=True, **{name: cache})
-    parts = [getattr(layer, part, None) for layer in cache.layers for part in ("keys", "values", "indexer_keys")]
+    parts = [getattr(layer, part, None) for layer in cache.layers for part in (*kept.PARTS, *kept.INDEX)]
     states = [state for layer in cache.layers for kind in ("conv_states", "recurrent_states")
               for state in getattr(layer, kind, {}).values()]  # fmt: skip
     found = kept.of(made)

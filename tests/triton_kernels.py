@@ -39,6 +39,8 @@ class Case(NamedTuple):
     paired: bool = False
     chosen: float = 0.0
     """Share of places that an indexer chooses."""
+    each: bool = False
+    """It chooses for each head."""
 
 
 CASES = (
@@ -56,6 +58,7 @@ CASES = (
     Case(1, 3, 6, 1, 48, values=16, latent=True, own=128, step=100),
     Case(2, 2, 16, 1, 512, values=64, latent=True, biased=True, chosen=0.1, dtype=torch.float16),
     Case(1, 2, 4, 1, 32, values=24, latent=True, chosen=0.02),
+    Case(2, 3, 8, 4, 64, chosen=0.2, each=True),
     Case(2, 2, 8, 4, 48, paired=True),
     Case(1, 4, 4, 2, 64, paired=True, dtype=torch.float16),
     Case(1, 4, 4, 2, 512, dtype=torch.float16),
@@ -104,8 +107,9 @@ def attention() -> None:
         copy = parts._replace(own_keys=parts.own_keys.clone(), own_values=parts.own_values.clone())
         chosen = None
         if case.chosen:
-            chosen = (torch.rand(rows, case.prompt + case.own) < case.chosen).to(DEVICE) & parts.places().seen()
-            chosen[:, 30] = True
+            drawn = torch.rand(rows, case.heads if case.each else 1, case.prompt + case.own)
+            chosen = (drawn < case.chosen).to(DEVICE) & parts.places().seen()[:, None]
+            chosen[..., 30] = True
         more = 3 + draw(case.heads) if case.biased else None, chosen, 0.1, case.softcap, case.window
         wanted = attention.reference(query, *parts, *more)
         found = attention_kernel.attend(query, *copy, *more)

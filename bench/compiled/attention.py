@@ -93,22 +93,26 @@ class Places(NamedTuple):
 def attend(
     module: Any, query: torch.Tensor, key: Parts, value: Parts, attention_mask: torch.Tensor | None,
     scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
-    s_aux: torch.Tensor | None = None, indices: torch.Tensor | None = None, **other: Any,
+    s_aux: torch.Tensor | None = None, indices: torch.Tensor | None = None, block_indices: torch.Tensor | None = None,
+    **other: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache.
 
     `s_aux` is transformers' name for sinks: scores of shape [heads] that no value belongs to. `indices` are the places
-    that an indexer has chosen among `Places.seen`, shape [rows, 1, chosen]; one that chooses in `attention_mask`, of
-    shape [rows, 1, 1, capacities], gives no indices.
+    that an indexer has chosen among `Places.seen`, shape [rows, 1, chosen]. Those of `blocks` say it of each place:
+    in `attention_mask`, of shape [rows, 1, 1, capacities], or for groups of heads in `block_indices`, of shape
+    [rows, groups, capacities].
     """
     surprises = sorted(name for name, given in other.items() if given is not None and name not in UNUSED)
     if any(isinstance(other[name], torch.Tensor) for name in surprises):
         raise Unsupported(f"{type(module).__name__} gives its attention {', '.join(surprises)}, which compiled ignores")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    chosen = None if attention_mask is None or attention_mask.dim() != 4 else attention_mask[:, 0, 0]
+    chosen = None if attention_mask is None or attention_mask.dim() != 4 else attention_mask[:, 0]
     if indices is not None:
         seen = key.places().seen()
-        chosen = torch.zeros_like(seen).scatter(1, indices[:, 0].long(), True) & seen
+        chosen = (torch.zeros_like(seen).scatter(1, indices[:, 0].long(), True) & seen)[:, None]
+    elif block_indices is not None:
+        chosen = block_indices.repeat_interleave(query.shape[1] // block_indices.shape[1], dim=1)
     query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32
     run = kernel if kernel is not None and query.device.type != "cpu" else reference
     more = s_aux, chosen, scale, softcap or 0.0, sliding_window or 0
@@ -182,14 +186,14 @@ def reference(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
         found = softcap * torch.tanh(found / softcap)
     places = parts.places()
     positions = places.positions()
-    seen = places.seen() if chosen is None else chosen
+    seen = places.seen()[:, None] if chosen is None else chosen  # [rows, 1 or heads, capacities]
     if window:
         seen = seen & (positions > parts.prompt_length + parts.step - window)
     if parts.bias is not None:
         first = parts.first.repeat_interleave(len(query) // len(parts.first))[:, None]
         distance = (positions - first).clamp(min=0, max=parts.bias.shape[1] - 1)
         found = found + parts.bias[:, distance].transpose(0, 1)
-    found = found.masked_fill(~seen[:, None], -torch.inf)
+    found = found.masked_fill(~seen, -torch.inf)
     if sinks is not None:
         found = torch.cat([found, sinks.float()[None, :, None].expand(len(query), -1, 1)], dim=-1)
     return _mixed(found.softmax(-1)[..., : len(positions)].to(values[0].dtype), *values)

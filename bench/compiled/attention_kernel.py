@@ -92,8 +92,8 @@ def _fitting(_: object, given: dict[str, Any], **fixed: Any) -> list[triton.Conf
 def _pieces(
     Q, PK, PV, GK, GV, NK, NV, ANCESTRY, PROMPT_LENGTH, STEP, FIRST, BIAS, CHOSEN, OUT, TOP, TOTAL,
     q_row, q_head, pk_batch, pk_head, pk_pos, pv_batch, pv_head, pv_pos, gk_row, gk_head, gk_pos, gv_row, gv_head,
-    gv_pos, nk_row, nk_head, nv_row, nv_head, ancestry_row, bias_head, chosen_row, capacity, heads,
-    scale: tl.constexpr, softcap: tl.constexpr, window: tl.constexpr,
+    gv_pos, nk_row, nk_head, nv_row, nv_head, ancestry_row, bias_head, chosen_row, chosen_head, capacity,
+    heads, scale: tl.constexpr, softcap: tl.constexpr, window: tl.constexpr,
     K: tl.constexpr, GROUP: tl.constexpr, D: tl.constexpr, D2: tl.constexpr, V: tl.constexpr, V2: tl.constexpr,
     SAME: tl.constexpr, HALF: tl.constexpr, LATENT: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
     PROMPT_PIECES: tl.constexpr, OWN_PIECES: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
@@ -139,7 +139,7 @@ def _pieces(
         query_head = head * GROUP + lanes % GROUP
         alive = lanes < K * GROUP
         biases = tl.where(alive, query_head * bias_head, 0)
-        choices = tl.where(alive, row * chosen_row, 0)
+        choices = tl.where(alive, row * chosen_row + query_head * chosen_head, 0)
         slot = piece
         span = tl.cdiv(tl.cdiv(prompt_length, PROMPT_PIECES), BLOCK) * BLOCK
         start = piece * span
@@ -188,7 +188,7 @@ def _pieces(
         query_head = head * GROUP + lanes
         alive = lanes < GROUP
         biases = tl.where(alive, query_head * bias_head, 0)
-        choices = tl.where(alive, row * chosen_row, 0)
+        choices = tl.where(alive, row * chosen_row + query_head * chosen_head, 0)
         slot = PROMPT_PIECES + own
         me = batch * K + beam
         step = tl.load(STEP)
@@ -325,6 +325,7 @@ def attend(
     partial = torch.empty((rows * heads, pieces, result_size), dtype=torch.float32, device=query.device)
     top = torch.empty((rows * heads, pieces), dtype=torch.float32, device=query.device)
     total = torch.empty_like(top)
+    choices = (0, 0) if chosen is None else chosen.expand(-1, heads, -1).stride()[:2]
     launch = launch_options(early)
     result = torch.empty((rows, heads, result_size), dtype=query.dtype, device=query.device)
     _pieces[(batch * kv_heads, beams * own_pieces * own_programs + prompt_pieces * prompt_programs)](
@@ -332,7 +333,7 @@ def attend(
         ancestry, prompt_length, step, first, bias, chosen, partial, top, total,
         *query.stride()[:2], *prompt_keys.stride()[:3], *prompt_values.stride()[:3], *own_keys.stride()[:3],
         *own_values.stride()[:3], *new_keys.stride()[:2], *new_values.stride()[:2], ancestry.stride(0),
-        0 if bias is None else bias.stride(0), 0 if chosen is None else chosen.stride(0), capacity, heads,
+        0 if bias is None else bias.stride(0), *choices, capacity, heads,
         scale=scale, softcap=softcap, window=window, K=beams, GROUP=group,
         D=size, D2=tiles[0], V=value_size, V2=tiles[1],
         SAME=prompt_keys.stride() == prompt_values.stride() and own_keys.stride() == own_values.stride(),

@@ -1,8 +1,12 @@
-"""An indexer's choice of blocks of positions (Qwen4-Exp), on the device: transformers' own is made on the host.
+"""An indexer's choice of blocks of positions, on keys that are read where they are, and on the device.
 
-A block's key is the mean of so many of the indexer's keys behind one another, counted from behind the padding. Blocks
-that are wholly in a prompt are the same for all its beams. Behind them, a row has its own, and the first of these may
-begin in the prompt. Positions that do not make a block yet are always chosen.
+Qwen4-Exp's (`choose`) looks at values on the host in transformers. A block's key is the mean of so many of the
+indexer's keys behind one another, counted from behind the padding. Blocks that are wholly in a prompt are the same for
+all its beams. Behind them, a row has its own, and the first of these may begin in the prompt. Positions that do not
+make a block yet are always chosen.
+
+MiniMax M3's (`choose_for_heads`) scores each position, for each of some groups of heads, and takes of a block the
+highest. Blocks are counted from the first position, padding or not, and positions of padding have scores, too.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import scores
+from .attention import inherited, scores
 from .equals import best_of_each
 
 if TYPE_CHECKING:
@@ -64,6 +68,33 @@ def choose(
     column = torch.where(number < whole[:, None], number, behind).clamp(min=0, max=found.shape[1] - 1)
     unfinished = number >= complete[:, None]
     return (chosen.gather(1, _each(column.long(), place)) | _each(unfinished, place))[:, None, None]
+
+
+def choose_for_heads(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: Any, past_key_values: Any, position_ids: torch.Tensor
+) -> torch.Tensor:
+    """Whether heads of each group may attend to each place, [rows, groups, capacities]: that indexer's `forward`."""
+    rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
+    cos, sin = (part[..., : self.head_dim] for part in position_embeddings)
+    query = self.q_norm(self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+    key = self.k_norm(self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
+    query, key = rotate(query, key, cos, sin)
+    keys: Shared = past_key_values.layers[self.layer_idx].update_index(key).keys
+    place, capacity, size = keys.place, keys.prompt.shape[2], self.block_size
+    places = place.places(capacity)
+    found = scores(query.squeeze(2).float(), keys.prompt, inherited(keys.own, place.ancestry))
+
+    positions = torch.arange(-(-found.shape[-1] // size) * size, device=found.device)
+    behind = (capacity + positions - place.prompt_length).clamp(max=found.shape[-1] - 1)
+    at = torch.where(positions < place.prompt_length, positions, behind).long()
+    found = found[..., at].masked_fill((positions > position_ids)[:, None], -torch.inf)
+    best = torch.unflatten(found, -1, (-1, size)).amax(-1)
+    latest = (position_ids // size - torch.arange(self.local_blocks, device=found.device)).clamp(min=0)
+    best = best.scatter(-1, latest[:, None].expand(-1, best.shape[1], -1), torch.inf)
+    values, blocks = best.topk(min(self.topk_blocks, best.shape[-1]))
+    chosen = torch.zeros_like(best, dtype=torch.bool).scatter(-1, blocks, values > -torch.inf)
+    column = (places.positions() // size).clamp(max=best.shape[-1] - 1).long()
+    return chosen[..., column] & places.seen()[:, None]
 
 
 def _of_prompts(keys: Shared, size: int) -> torch.Tensor:

@@ -18,10 +18,13 @@ from .attention import NAME, Parts, Places, contiguous, inherited, scores
 SINCE = {
     "StaticIndexedLayer": (5, 17), "LinearAttentionLayer": (5, 17), "gemma3n_text": (5, 23), "gemma4_text": (5, 13),
     "gemma4_unified_text": (5, 13), "mllama_text_model": (5, 23), "qwen4_exp_text": (5, 23),
+    "MiniMaxM3VLSparseStaticCacheLayer": (5, 23),
 }  # fmt: skip
 """Layers and families that fail, or give other tokens, with a transformers older than the one they are known with."""
 
-KEYS_AND_VALUES = {"StaticLayer", "StaticSlidingWindowLayer", "StaticIndexedLayer"}
+KEYS_AND_VALUES = {
+    "StaticLayer", "StaticSlidingWindowLayer", "StaticIndexedLayer", "MiniMaxM3VLSparseStaticCacheLayer",
+}  # fmt: skip
 """Layers of transformers' static cache that keep something for each position."""
 
 
@@ -186,6 +189,11 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
             return self.indexer.extended(kept).squeeze(1)
         self.indexer.add(kept)
         return Index(self.indexer)
+
+    def update_index(self, states: torch.Tensor) -> Any:
+        """The same, of shape [batch, 1, length, size], under MiniMax M3's name for it."""
+        found = self.update_indexer(states.squeeze(1))
+        return found if isinstance(found, Index) else found.unsqueeze(1)
 
     def filled(self) -> torch.Tensor:
         """Whether each place that an indexer is given holds a position, padding or not."""

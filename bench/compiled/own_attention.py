@@ -106,6 +106,7 @@ REPLACED: dict[str, tuple[str, Callable[..., Any]]] = {
     "XGLMAttention": ("forward", _xglm),
     "DiffLlamaAttention": ("forward", _diffllama),
     "Qwen4ExpTextQSAIndexer": ("forward", blocks.choose),
+    "MiniMaxM3VLIndexer": ("forward", blocks.choose_for_heads),
 }
 """By the class of the attention layer, or its indexer: the method that is replaced, and by what."""
 LATENT = "expand_kv"
@@ -113,7 +114,7 @@ LATENT = "expand_kv"
 
 KNOWN_LAYERS = {
     "full_attention", "sliding_attention", "chunked_attention", "indexed_attention", "linear_attention", "conv", "moe",
-    "mlp",
+    "mlp", "minimax_m3_sparse",
 }  # fmt: skip
 """Kinds of layers whose attention, if any, is that of `attention.attend`."""
 

@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
+PARTS, INDEX = ("keys", "values"), ("indexer_keys", "idx_keys")
+"""What layers of transformers' cache keep of positions for attention, and for an indexer that chooses some of them."""
+INDEXED = {"indexed_attention", "minimax_m3_sparse"}
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -56,10 +60,9 @@ def of(model: Any) -> Kept | None:
     windows: dict[int, int] = {}
     chunks: dict[int, int] = {}
     for kind, layer in zip(kinds, cache.layers, strict=False):
-        index, *parts = (_size(getattr(layer, part, None)) for part in ("indexer_keys", "keys", "values"))
-        numbers = sum(parts)
+        numbers, index = (sum(_size(getattr(layer, part, None)) for part in parts) for parts in (PARTS, INDEX))
         values += numbers + index
-        limit = _chosen(text) if kind == "indexed_attention" else getattr(layer, "sliding_window", None)
+        limit = _chosen(text) if kind in INDEXED else getattr(layer, "sliding_window", None)
         if limit and numbers:
             limited = chunks if kind == "chunked_attention" else windows  # the cache makes no difference between them
             limited[limit] = limited.get(limit, 0) + numbers
@@ -80,6 +83,8 @@ def _chosen(config: Any) -> int | None:
     """The most positions that an indexer chooses; with blocks, those are more that do not make a block yet."""
     if (budget := getattr(config, "indexer_budget", None)) is not None:
         return int(budget) + int(config.indexer_compress_ratio) - 1
+    if (blocks := getattr(config, "index_topk_blocks", None)) is not None:
+        return int(blocks) * int(config.index_block_size)
     most: int | None = getattr(config, "index_topk", None)
     return most
 
