@@ -37,7 +37,7 @@ SIZES = {
     "index_topk": 8, "index_head_dim": 16, "index_n_heads": 2,
     "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
     "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_num_heads": 4, "mamba_head_dim": 32,
-    "ssm_state_size": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "use_sliding_window": True, "ssm_state_size": 16, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
 """What makes a model small, under the names that configurations have for it; windows, chunks and choices matter."""
 PARTICULAR: dict[str, dict[str, Any]] = {
@@ -73,6 +73,8 @@ PARTICULAR: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 """What a family needs beside them."""
+WINDOWED = {"cohere_compass_text", "dots1", "laguna", "mellum", "qwen2", "qwen2_moe", "qwen3", "smollm3"}
+"""Families whose code knows windows, and whose configuration has none unless told."""
 LEAVE_OUT: tuple[set[str], ...] = (
     set(), {"head_dim"}, {"num_key_value_heads"}, {"num_key_value_heads", "head_dim"},
     {"num_hidden_layers", "layer_types"}, {"num_hidden_layers", "layer_types", "head_dim"},
@@ -97,6 +99,8 @@ def shrunk(usual: Any, left_out: set[str]) -> Any:
     kinds = list(dict.fromkeys(getattr(usual, "layer_types", None) or ()))
     if len(kinds) > 1 and "num_hidden_layers" in has:
         sizes |= {"layer_types": kinds, "num_hidden_layers": len(kinds)}
+    if usual.model_type in WINDOWED:
+        sizes |= {"layer_types": ["sliding_attention", "full_attention"], "num_hidden_layers": 2, "sliding_window": 8}
     sizes |= PARTICULAR.get(usual.model_type, {}) | {"pad_token_id": 0, "is_decoder": True}
     for name in has:
         if name.endswith("_config") and isinstance(getattr(usual, name), transformers.PreTrainedConfig):

@@ -102,7 +102,7 @@ def attention() -> None:
             *(draw(batch, kv_heads, case.prompt, size) for size in (case.size, value_size)),
             *(draw(rows, kv_heads, case.own, size) for size in (case.size, value_size)),
             whole(ancestry), whole([case.length]), whole([case.step]), whole(torch.randint(0, 20, (batch,))), 64, False,
-            draw(case.heads, case.prompt + case.own) if case.biased else None, case.latent, case.paired,
+            draw(case.heads, case.prompt + case.own) if case.biased else None, case.latent, case.paired, case.window,
         )  # fmt: skip
         copy = parts._replace(own_keys=parts.own_keys.clone(), own_values=parts.own_values.clone())
         chosen = None
@@ -110,7 +110,7 @@ def attention() -> None:
             drawn = torch.rand(rows, case.heads if case.each else 1, case.prompt + case.own)
             chosen = (drawn < case.chosen).to(DEVICE) & parts.places().seen()[:, None]
             chosen[..., 30] = True
-        more = 3 + draw(case.heads) if case.biased else None, chosen, 0.1, case.softcap, case.window
+        more = 3 + draw(case.heads) if case.biased else None, chosen, 0.1, case.softcap
         wanted = attention.reference(query, *parts, *more)
         found = attention_kernel.attend(query, *copy, *more)
         exact = 2e-3 if case.dtype == torch.float16 else 2e-6

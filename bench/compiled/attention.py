@@ -55,6 +55,8 @@ class Parts(NamedTuple):
     """
     paired: bool = False
     """A head's values are those of two heads, half of all apart, behind one another (DiffLlama)."""
+    window: int = 0
+    """Only so many of the latest positions are attended to; 0 for all."""
 
     def places(self) -> Places:
         """Of this layer's cache."""
@@ -113,9 +115,11 @@ def attend(
         chosen = (torch.zeros_like(seen).scatter(1, indices[:, 0].long(), True) & seen)[:, None]
     elif block_indices is not None:
         chosen = block_indices.repeat_interleave(query.shape[1] // block_indices.shape[1], dim=1)
+    if sliding_window:
+        key = key._replace(window=min(sliding_window, key.window or sliding_window))
     query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32
     run = kernel if kernel is not None and query.device.type != "cpu" else reference
-    more = s_aux, chosen, scale, softcap or 0.0, sliding_window or 0
+    more = s_aux, chosen, scale, softcap or 0.0
     if not key.latent:
         return run(query, *key, *more).unsqueeze(1), None
     keys, values = _expansion(module, query)
@@ -166,7 +170,7 @@ def reference(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
 
     `arguments` are `Parts` and the kernel's others. The prompt's cache is read where it is, for all its beams.
     """
-    *fields, sinks, chosen, scale, softcap, window = arguments
+    *fields, sinks, chosen, scale, softcap = arguments
     parts = Parts(*fields)
     query, index = query.squeeze(2).float(), parts.step.long()
     parts.own_keys.index_copy_(2, index, parts.new_keys)
@@ -187,8 +191,8 @@ def reference(query: torch.Tensor, *arguments: Any) -> torch.Tensor:
     places = parts.places()
     positions = places.positions()
     seen = places.seen()[:, None] if chosen is None else chosen  # [rows, 1 or heads, capacities]
-    if window:
-        seen = seen & (positions > parts.prompt_length + parts.step - window)
+    if parts.window:
+        seen = seen & (positions > parts.prompt_length + parts.step - parts.window)
     if parts.bias is not None:
         first = parts.first.repeat_interleave(len(query) // len(parts.first))[:, None]
         distance = (positions - first).clamp(min=0, max=parts.bias.shape[1] - 1)

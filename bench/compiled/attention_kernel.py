@@ -307,8 +307,8 @@ def attend(
     query: torch.Tensor, new_keys: torch.Tensor, new_values: torch.Tensor,
     prompt_keys: torch.Tensor, prompt_values: torch.Tensor, own_keys: torch.Tensor, own_values: torch.Tensor,
     ancestry: torch.Tensor, prompt_length: torch.Tensor, step: torch.Tensor, first: torch.Tensor,
-    units: int, early: bool, bias: torch.Tensor | None, latent: bool, paired: bool, sinks: torch.Tensor | None,
-    chosen: torch.Tensor | None, scale: float, softcap: float, window: int,
+    units: int, early: bool, bias: torch.Tensor | None, latent: bool, paired: bool, window: int,
+    sinks: torch.Tensor | None, chosen: torch.Tensor | None, scale: float, softcap: float,
 ) -> torch.Tensor:  # fmt: skip
     """See `attention.reference`, which computes the same. `units` is how many programs fill the device."""
     rows, heads, _, _ = query.shape

@@ -129,7 +129,8 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
     """Keys and values of a layer, and what an indexer has for its own.
 
     While decoding, `update` gives the attention `Parts` of them or, with `whole`, all positions as transformers' static
-    cache does: each row's own in one piece. With `chunk`, only positions of the same so many are attended to.
+    cache does: each row's own in one piece. With `chunk`, only positions of the same so many are attended to; with
+    `window`, only so many of the latest: Qwen2-MoE says that in its mask only, and none is made here.
     """
 
     is_compileable = True
@@ -138,10 +139,10 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
     """Where blocks of positions begin that an indexer chooses; see `blocks`."""
 
     def __init__(
-        self, place: Place, prompt_capacity: int, whole: bool, bias: torch.Tensor | None, chunk: int | None
+        self, place: Place, prompt_capacity: int, whole: bool, bias: torch.Tensor | None, chunk: int | None, window: int
     ) -> None:
         super().__init__()
-        self.place, self.whole, self.bias, self.chunk = place, whole, bias, chunk
+        self.place, self.whole, self.bias, self.chunk, self.window = place, whole, bias, chunk, window
         self.prompt_capacity = prompt_capacity
         self.filling = True
         self.indexer: Shared | None = None
@@ -167,6 +168,7 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
         parts = Parts(
             key_states, value_states, keys.prompt, values.prompt, keys.own, values.own,
             place.ancestry, place.prompt_length, place.step, self._first(), place.units, place.early, self.bias,
+            window=self.window,
         )  # fmt: skip
         return parts, parts
 
@@ -285,7 +287,9 @@ class SharedPrompt:
         for number, kind in enumerate(kinds):
             if (name := type(kind).__name__) in KEYS_AND_VALUES:
                 chunk = own_attention.chunk(config, number)
-                kind = SharedPromptLayer(place, prompt_capacity, self.whole, bias, chunk)
+                size = 0 if chunk else kind.max_cache_len  # of a window, if it is less than there is room for
+                window = size if size < self.length else 0
+                kind = SharedPromptLayer(place, prompt_capacity, self.whole, bias, chunk, window)
                 if size := getattr(config, "indexer_compress_ratio", None):
                     kind.starts = blocks.starts(place, prompt_capacity, size)
                 self.layers.append(kind)
