@@ -44,14 +44,20 @@ MIXED = {
     "num_local_experts": 4, "n_routed_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
     "moe_intermediate_size": 32, "num_key_value_heads": 2,
 }  # fmt: skip
+TWO_ROTATIONS = {
+    "rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [3.0] * 8, "rope_theta": 1e4,
+    "original_max_position_embeddings": 12,
+}  # fmt: skip
 CHUNKED = ["chunked_attention", "full_attention"]
 WINDOWED = ["sliding_attention", "full_attention"]
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": 2},
+    "llama with dynamic rotation": {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
     "mistral": {"num_key_value_heads": 2, "sliding_window": 12},
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 24},
     "phi3": {"num_key_value_heads": 4, "sliding_window": 16},
+    "phi3 with two rotations": {"rope_parameters": TWO_ROTATIONS, "original_max_position_embeddings": 12},
     "glm": {"num_key_value_heads": 2, "head_dim": 16},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
     "starcoder2": {"num_key_value_heads": 2},
@@ -168,6 +174,21 @@ def test_indexers_with_other_heads(family: str, setting: str, heads: int, monkey
     for batch, beams in ((1, 1), (3, 1), (1, 4), (3, 4)):
         expected, found, _ = both(made, batch, beams, padded=True)
         assert found == expected, (batch, beams)
+
+
+def test_where_generate_fills_the_cache_anew(monkeypatch: pytest.MonkeyPatch):
+    """The 14th token is computed from 33 before it: only then do other frequencies begin with those after 32."""
+    family = "phi3 with two rotations"
+    for limit in (33, 32):
+        rotations = TWO_ROTATIONS | {"original_max_position_embeddings": limit}
+        monkeypatch.setitem(FAMILIES, family, {"rope_parameters": rotations, "original_max_position_embeddings": limit})
+        made = model(family)
+        if limit == 33:
+            expected, found, _ = both(made, 3, 4)
+            assert found == expected
+        else:
+            with pytest.raises(Unsupported, match=r"fills the cache anew when phi3 passes 32 positions.*engine=eager"):
+                both(made, 1, 1)
 
 
 ENDS = [5, 7, 11, 13]

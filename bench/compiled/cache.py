@@ -12,7 +12,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from ..errors import Unsupported
 from ..models.build import RELEASE
-from . import blocks, equals, own_attention
+from . import blocks, equals, own_attention, rotation
 from .attention import NAME, Parts, Places, contiguous, inherited, scores
 
 SINCE = {
@@ -308,6 +308,7 @@ class SharedPrompt:
             own_attention.Method(layer, "forward", types.MethodType(equals.as_generate, layer))
             for layer in equals.indexers(model)
         ]
+        self.methods += rotation.fixed(model)
         self.mask: torch.Tensor | None = None
 
     def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:

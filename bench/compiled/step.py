@@ -19,6 +19,7 @@ from transformers.generation.logits_process import (
 
 from ..devices.base import Device
 from ..errors import Unsupported
+from . import rotation
 from .cache import Place, SharedPrompt
 from .choose import Beams, Choice, Single
 
@@ -130,8 +131,9 @@ class Decoder:
         """`length` tokens after prompts `ids` of shape [batch, prompt length]; returns [batch, both lengths].
 
         `mask`, of the same shape, is 0 for padding on the left; None says that there is none. `on_step` is called after
-        each token's computation has been launched.
+        each token's computation has been launched. Raises Unsupported where other rotary frequencies begin (Phi-3).
         """
+        rotation.refuse_change(self.cache.config, ids.shape[1], length)
         place, choice = self.place, self.choice
         logits = self._fill(ids, mask)
         # What is small comes after what is large, when the device is busy and the host has time.
