@@ -250,10 +250,13 @@ def _explain(error: Exception) -> str:
 def _unknown_key(key: str, node: str) -> str:
     """One line for a key that does not exist; `node` is the name of the schema class it was looked for in."""
     parent, _, last = key.rpartition(".")
+    everywhere = [item.name for item in fields(BenchConfig)] + ["experiment"]
     if not parent:
-        return did_you_mean("key", key, [item.name for item in fields(BenchConfig)] + ["experiment"])
+        return did_you_mean("key", key, everywhere)
     if parent == "model":
-        return did_you_mean("key in model", last, [item.name for item in fields(Model)])
+        if last in everywhere:
+            return f"unknown key in model '{last}': it is a key of its own, {last}=..."
+        return did_you_mean("key in model", last, [item.name for item in fields(Model) if item.name not in everywhere])
     if parent == "stack":
         return did_you_mean("key in stack", last, [item.name for item in fields(Stack)])
     if parent == "accuracy":
