@@ -31,7 +31,7 @@ MISTAKES = [
     ("device=fake device.prefil=1", "unknown key in device 'prefil'. Did you mean prefill?"),
     ("device=cpu device.foo=1", "device.foo: device has no settings"),
     ("device.foo=1", "device.foo: device has no settings"),
-    ("model.weights=random", "unknown key in model 'weights': it is a key of its own, weights=..."),
+    ("model=some/hub-id model.weights=random", "unknown key in model 'weights': it is a key of its own, weights=..."),
     ("model.sourc=hub", "unknown key in model 'sourc'. Did you mean source?"),
     ("hydra.foo=1", "unknown key 'hydra.foo'"),
     ("+foo=1", "unknown key 'foo'. Known: accuracy, batch_size, chat, check_memory, "),
