@@ -1,8 +1,8 @@
 """Which of equal scores an indexer takes: on CPU, those that it takes in `generate`.
 
-Scores are sums of what ReLU leaves, so with few heads several are exactly 0. On CUDA, topk takes the first of equals;
-on CPU, that depends on what else it is given. The step has room for more positions than there are: here, topk is given
-those that there are, as with transformers' dynamic cache. It looks at values, as only the CPU may.
+Scores are sums of what ReLU leaves, so with few heads several are exactly 0. Which of them topk takes depends on what
+else it is given, on CPU; on an H200 it did not. The step has room for more positions than there are: here, topk is
+given those that there are, as with transformers' dynamic cache. It looks at values, as only the CPU may.
 """
 
 from __future__ import annotations

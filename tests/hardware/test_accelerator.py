@@ -125,7 +125,7 @@ def test_the_compiled_engine_gives_the_tokens_of_generate(kind: str, family: str
 def test_what_an_indexer_finds_equally_good(
     kind: str, compiled: bool, family: str, heads: str, number: int, monkeypatch: pytest.MonkeyPatch
 ):
-    """With few heads, many scores are exactly 0, and tokens depend on which of these are taken: the first."""
+    """With few heads, many scores are exactly 0, and tokens depend on which of these are taken."""
     monkeypatch.setitem(FAMILIES[family], heads, number)
     as_generate(model(family), kind, compiled)
 
