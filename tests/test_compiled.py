@@ -58,6 +58,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"num_key_value_heads": 2, "head_dim": 24},
     "phi3": {"num_key_value_heads": 4, "sliding_window": 16},
     "phi3 with two rotations": {"rope_parameters": TWO_ROTATIONS, "original_max_position_embeddings": 12},
+    "phimoe with two rotations": {
+        "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None,
+        "rope_parameters": TWO_ROTATIONS | {"short_mscale": 1.1, "long_mscale": 1.3},
+    },
+    "gemma3_text with dynamic rotation": {
+        "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "layer_types": WINDOWED,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e3},
+        },
+    },
     "glm": {"num_key_value_heads": 2, "head_dim": 16},
     "gemma2": {"num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16},
     "starcoder2": {"num_key_value_heads": 2},

@@ -287,8 +287,7 @@ class SharedPrompt:
         for number, kind in enumerate(kinds):
             if (name := type(kind).__name__) in KEYS_AND_VALUES:
                 chunk = own_attention.chunk(config, number)
-                size = 0 if chunk else kind.max_cache_len  # of a window, if it is less than there is room for
-                window = size if size < self.length else 0
+                window = kind.max_cache_len if chunk is None and kind.max_cache_len < self.length else 0
                 kind = SharedPromptLayer(place, prompt_capacity, self.whole, bias, chunk, window)
                 if size := getattr(config, "indexer_compress_ratio", None):
                     kind.starts = blocks.starts(place, prompt_capacity, size)
@@ -308,7 +307,7 @@ class SharedPrompt:
             own_attention.Method(layer, "forward", types.MethodType(equals.as_generate, layer))
             for layer in equals.indexers(model)
         ]
-        self.methods += rotation.fixed(model)
+        self.methods += rotation.methods(model)
         self.mask: torch.Tensor | None = None
 
     def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
