@@ -17,7 +17,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from bench.cell import Cell, Choice, Generate
-from bench.compiled import attention, cache, own_attention, step, tuning
+from bench.compiled import attention, cache, own_attention, rotation, step, tuning
 from bench.compiled.cache import Index, Place, Shared
 from bench.compiled.step import Decoder, Shape
 from bench.devices.cpu import Cpu
@@ -46,8 +46,9 @@ MIXED = {
 }  # fmt: skip
 TWO_ROTATIONS = {
     "rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [3.0] * 8, "rope_theta": 1e4,
-    "original_max_position_embeddings": 12,
+    "original_max_position_embeddings": 26,
 }  # fmt: skip
+"""Others begin within the continuation of `prompts`, at the seventh token."""
 CHUNKED = ["chunked_attention", "full_attention"]
 WINDOWED = ["sliding_attention", "full_attention"]
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -57,10 +58,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"num_key_value_heads": 2},
     "qwen3": {"num_key_value_heads": 2, "head_dim": 24},
     "phi3": {"num_key_value_heads": 4, "sliding_window": 16},
-    "phi3 with two rotations": {"rope_parameters": TWO_ROTATIONS, "original_max_position_embeddings": 12},
+    "phi3 with two rotations": {
+        "num_key_value_heads": 2, "rope_parameters": TWO_ROTATIONS, "original_max_position_embeddings": 26,
+    },
     "phimoe with two rotations": {
         "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None,
         "rope_parameters": TWO_ROTATIONS | {"short_mscale": 1.1, "long_mscale": 1.3},
+        "original_max_position_embeddings": 26,
     },
     "gemma3_text with dynamic rotation": {
         "num_key_value_heads": 2, "head_dim": 16, "sliding_window": 8, "layer_types": WINDOWED,
@@ -118,6 +122,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "lfm2_moe": MIXED | {"num_dense_layers": 1, "layer_types": ["conv", "full_attention"]},
     "mamba2": {"num_heads": 8, "head_dim": 16, "state_size": 16, "n_groups": 1},
 }  # fmt: skip
+FAMILIES["qwen4_exp_text with two rotations"] = FAMILIES["qwen4_exp_text"] | {"rope_parameters": TWO_ROTATIONS}
 
 
 def model(family: str) -> Any:
@@ -187,19 +192,37 @@ def test_indexers_with_other_heads(family: str, setting: str, heads: int, monkey
         assert found == expected, (batch, beams)
 
 
-def test_where_generate_fills_the_cache_anew(monkeypatch: pytest.MonkeyPatch):
-    """The 14th token is computed from 33 before it: only then do other frequencies begin with those after 32."""
-    family = "phi3 with two rotations"
-    for limit in (33, 32):
-        rotations = TWO_ROTATIONS | {"original_max_position_embeddings": limit}
-        monkeypatch.setitem(FAMILIES, family, {"rope_parameters": rotations, "original_max_position_embeddings": limit})
-        made = model(family)
-        if limit == 33:
-            expected, found, _ = both(made, 3, 4)
-            assert found == expected
-        else:
-            with pytest.raises(Unsupported, match=r"fills the cache anew when phi3 passes 32 positions.*engine=eager"):
-                both(made, 1, 1)
+@pytest.mark.parametrize("limit", [19, 20, 32, 33])
+def test_where_generate_fills_the_cache_anew(limit: int, monkeypatch: pytest.MonkeyPatch):
+    """Behind 20 tokens, 14 come: the cache is filled anew for the second of them (20), for the last (32), or never."""
+    changed = {"original_max_position_embeddings": limit}
+    settings = FAMILIES["phi3 with two rotations"] | {"rope_parameters": TWO_ROTATIONS | changed} | changed
+    monkeypatch.setitem(FAMILIES, "phi3", settings)
+    made = model("phi3")
+    for batch, beams in ((1, 1), (3, 4)):
+        expected, found, _ = both(made, batch, beams, padded=True)
+        assert found == expected
+
+
+def test_where_generate_forgets_the_prompt(monkeypatch: pytest.MonkeyPatch):
+    """Without the cache, and without filling it anew, each token follows from the one before it alone."""
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_blocks": 1}
+    parts = {"vision_config": small, "audio_config": small}
+    monkeypatch.setitem(FAMILIES, "phi4_multimodal", FAMILIES["phi3 with two rotations"] | parts)
+    made = model("phi4_multimodal")
+    message = f"transformers {build.RELEASE[0]}.* forgets the prompt when phi4_multimodal passes 26 positions: use leng"
+    with pytest.raises(Unsupported, match=message):
+        both(made, 1, 1)
+    expected, found, _ = both(made, 1, 1, max_new_tokens=7)
+    assert found == expected
+    ids, _ = prompts(1, padded=False)
+    generated = made.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
+    alone = [int(made(generated[:, at : at + 1]).logits.argmax()) for at in range(26, 39)]
+    assert generated[0, 27:].tolist() == alone
+
+    monkeypatch.setattr(rotation, "RELEASE", (5, 19))
+    with pytest.raises(Unsupported, match=r"5.19 .* when phi3 .*: use a newer transformers \(5.20\), or lengths"):
+        both(model("phi3 with two rotations"), 1, 1)
 
 
 ENDS = [5, 7, 11, 13]

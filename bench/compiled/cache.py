@@ -50,7 +50,15 @@ class Place:
         self.prompt_length.fill_(prompt_length)
         self.step.zero_()
         self.pad.copy_(pad)
+        self.no_ancestors()
+
+    def no_ancestors(self) -> None:
+        """Each row has generated what it holds."""
         self.ancestry.copy_(torch.arange(self.rows, device=self.ancestry.device)[:, None].expand_as(self.ancestry))
+
+    def newest(self) -> torch.Tensor:
+        """Position of each row's new token, padding not counted; int64 of shape [rows, 1]."""
+        return (self.prompt_length + self.step - self.pad).repeat_interleave(self.beams)[:, None].long()
 
     def places(self, prompt_capacity: int) -> Places:
         """Of a cache that holds prompts of up to `prompt_capacity`."""
@@ -84,8 +92,11 @@ class Shared:
         self.place = place
         self.prompt, self.own = room(place.batch, prompt_capacity), room(place.rows, place.capacity)
 
-    def fill(self, new: torch.Tensor) -> None:
-        """Keep that of the prompts."""
+    def fill(self, new: torch.Tensor, generated: int) -> None:
+        """Keep that of the prompts; of sequences of all rows instead, if the last `generated` are not of prompts."""
+        if generated:
+            self.own[:, :, :generated] = new[:, :, -generated:]
+            new = new[:: self.place.beams, :, :-generated]
         self.prompt[:, :, : new.shape[2]] = new
 
     def add(self, new: torch.Tensor) -> None:
@@ -135,6 +146,8 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
 
     is_compileable = True
     is_sliding = False
+    generated = 0
+    """How many of the positions that `update` is given while filling are not of prompts."""
     starts: torch.Tensor | None = None
     """Where blocks of positions begin that an indexer chooses; see `blocks`."""
 
@@ -159,8 +172,8 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
             self.lazy_initialization(key_states, value_states)
         keys, values = self.shared
         if self.filling:
-            keys.fill(key_states)
-            values.fill(value_states)
+            keys.fill(key_states, self.generated)
+            values.fill(value_states, self.generated)
             return key_states, value_states
         if self.whole:
             return keys.extended(key_states), values.extended(value_states)
@@ -185,7 +198,7 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
         if self.indexer is None:
             self.indexer = Shared(self.place, self.prompt_capacity, kept)
         if self.filling:
-            self.indexer.fill(kept)
+            self.indexer.fill(kept, self.generated)
             return states
         if self.whole:
             return self.indexer.extended(kept).squeeze(1)
@@ -206,8 +219,8 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
 
     @property
     def indexer_position_ids(self) -> torch.Tensor | None:
-        """Positions whose embeddings an indexer gets before those of the new ones."""
-        return None if self.filling else self.starts
+        """Positions whose embeddings an indexer gets before those of the new ones, and none behind these."""
+        return None if self.filling or self.starts is None else self.starts.minimum(self.place.newest())
 
     @indexer_position_ids.setter
     def indexer_position_ids(self, _: object) -> None:
@@ -310,15 +323,18 @@ class SharedPrompt:
         self.methods += rotation.methods(model)
         self.mask: torch.Tensor | None = None
 
-    def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, position_ids: torch.Tensor) -> torch.Tensor:
+    def fill(self, ids: torch.Tensor, mask: torch.Tensor | None, generated: int = 0) -> torch.Tensor:
         """Run prompts of shape [batch, length] through the model; logits of the last position, [batch, vocabulary].
 
-        Raises Unsupported when the model does not use the cache.
+        With `generated`, these are sequences of all rows, of which the last so many tokens follow the prompt. Raises
+        Unsupported when the model does not use the cache.
         """
         for states in self.states:
             states.decoding(False)
+        for layer in self.layers:
+            layer.generated = generated
         logits: torch.Tensor = self.model(
-            input_ids=ids, attention_mask=mask, position_ids=position_ids, use_cache=True, logits_to_keep=1,
+            input_ids=ids, attention_mask=mask, position_ids=_positions(ids, mask), use_cache=True, logits_to_keep=1,
             **{self.name: self.cache},
         ).logits[:, -1]  # fmt: skip
         if not any(layer.is_initialized for layer in self.layers) and not any(states.used() for states in self.states):
@@ -380,3 +396,10 @@ def _refuse_older(family: str, names: set[str]) -> None:
         raise Unsupported(
             f"engine=compiled needs transformers {wanted} or newer for {family}, found {found}: use engine=eager"
         )
+
+
+def _positions(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Of each token in its sequence, without the padding; shaped like `ids`."""
+    if mask is None:
+        return torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
+    return (mask.cumsum(-1) - 1).clamp(min=0)

@@ -40,6 +40,10 @@ class Choice(torch.nn.Module):
     def _see(self, best: torch.Tensor) -> None:
         self.finite.logical_and_(best.isfinite().all())
 
+    def so_far(self, length: int) -> torch.Tensor:
+        """The ids of each row after `length` calls, shape [rows, length]."""
+        raise NotImplementedError
+
     def result(self, length: int) -> torch.Tensor:
         """The generated ids after `length` calls, shape [batch, at most length]."""
         raise NotImplementedError
@@ -84,9 +88,11 @@ class Single(Choice):
         self.tokens.copy_(ids[:, None])
         self.chosen.index_copy_(1, count, ids[:, None])
 
-    def result(self, length: int) -> torch.Tensor:
+    def so_far(self, length: int) -> torch.Tensor:
         """The generated ids, padded after EOS."""
         return self.chosen[:, :length]
+
+    result = so_far
 
 
 class Beams(Choice):
@@ -169,6 +175,10 @@ class Beams(Choice):
         self.is_finished.copy_(torch.cat([self.is_finished, ends], 1).gather(1, chosen))
         self.finished_length.copy_(lengths.gather(1, chosen))
         self.finished_scores.copy_(merged)
+
+    def so_far(self, length: int) -> torch.Tensor:
+        """Those that are still growing."""
+        return self.running[:, :, :length].flatten(0, 1)
 
     def result(self, length: int) -> torch.Tensor:
         """The best sequence of each prompt, padded after its end."""

@@ -59,16 +59,17 @@ class Step(torch.nn.Module):
 
     def forward(self) -> None:
         """Reads and writes only tensors that stay where they are."""
-        place = self.place
-        lengths = place.prompt_length + place.step - place.pad
-        positions = lengths.repeat_interleave(place.beams)[:, None].long()
         logits = self.model(
-            input_ids=self.choice.tokens, position_ids=positions, use_cache=True, **self.cache.arguments()
+            input_ids=self.choice.tokens, position_ids=self.place.newest(), use_cache=True, **self.cache.arguments()
         ).logits[:, -1]
-        parents = self.choice(logits.float(), place.step.long() + 1)
+        self.choose(logits)
+
+    def choose(self, logits: torch.Tensor) -> None:
+        """Choose what follows, by logits of shape [rows, vocabulary], and move on."""
+        parents = self.choice(logits.float(), self.place.step.long() + 1)
         if parents is not None:
             self.cache.inherit(parents)
-        place.step.add_(1)
+        self.place.step.add_(1)
 
 
 class Decoder:
@@ -131,9 +132,9 @@ class Decoder:
         """`length` tokens after prompts `ids` of shape [batch, prompt length]; returns [batch, both lengths].
 
         `mask`, of the same shape, is 0 for padding on the left; None says that there is none. `on_step` is called after
-        each token's computation has been launched. Raises Unsupported where other rotary frequencies begin (Phi-3).
+        each token's computation has been launched. Raises Unsupported where `generate` forgets the prompt (`rotation`).
         """
-        rotation.refuse_change(self.cache.config, ids.shape[1], length)
+        filled_anew = rotation.filled_anew(self.cache.config, ids.shape[1], length)
         place, choice = self.place, self.choice
         logits = self._fill(ids, mask)
         # What is small comes after what is large, when the device is busy and the host has time.
@@ -145,7 +146,10 @@ class Decoder:
         self.cache.decoding(True)
         try:
             while made < length and not (choice.eos is not None and bool(choice.ended)):
-                self.run()
+                if ids.shape[1] + made == filled_anew:
+                    self._fill_anew(ids, mask, made)
+                else:
+                    self.run()
                 on_step()
                 made += 1
         finally:
@@ -160,7 +164,7 @@ class Decoder:
             self.prompt_ids.copy_(ids)
             self.prompt()
             return self.logits
-        logits = self.cache.fill(ids, mask, _positions(ids, mask))
+        logits = self.cache.fill(ids, mask)
         if one and not known:  # after the first call, when libraries have set up what a capture cannot hold
             self._capture_prompt(ids)
             if self.prompt is not None:
@@ -168,25 +172,30 @@ class Decoder:
                 return self.logits
         return logits
 
+    def _fill_anew(self, ids: torch.Tensor, mask: torch.Tensor | None, made: int) -> None:
+        """The step after `made` tokens, from all that there are instead of the last."""
+        beams = self.place.beams
+        ids = torch.cat([ids.repeat_interleave(beams, dim=0), self.choice.so_far(made)], dim=1)
+        if mask is not None:
+            mask = torch.cat([mask.repeat_interleave(beams, dim=0), mask.new_ones(len(ids), made)], dim=1)
+        self.cache.decoding(False)
+        logits = self.cache.fill(ids, mask, made)
+        self.cache.decoding(True)
+        self.place.no_ancestors()
+        self.step.choose(logits)
+
     def _capture_prompt(self, ids: torch.Tensor) -> None:
         """Make filling prompts of this length one launch."""
         self.prompt, self.prompt_length, self.prompt_ids = None, ids.shape[1], ids.clone()
 
         def work() -> None:
-            self.logits = self.cache.fill(self.prompt_ids, None, _positions(self.prompt_ids, None))
+            self.logits = self.cache.fill(self.prompt_ids, None)
 
         self.device.release_memory()  # what a graph needs is memory of its own
         self.device.reset_peak_memory()
         self.prompt = self._captured("filling the prompt", work)
         used = self.device.peak_memory()[0] - self.device.memory_in_use()
         self.unseen_memory = used if self.prompt is not None else 0.0
-
-
-def _positions(ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Of each token in its prompt, without the padding; shaped like `ids`."""
-    if mask is None:
-        return torch.arange(ids.shape[1], device=ids.device)[None].expand_as(ids)
-    return (mask.cumsum(-1) - 1).clamp(min=0)
 
 
 def _choice(place: Place, config: GenerationConfig) -> Choice:
