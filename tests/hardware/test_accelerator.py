@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from bench.compiled.step import Decoder, Shape, _positions
+from bench.compiled.step import Decoder, Shape
 from bench.devices import devices
 from bench.engines.compiled import Compiled
 from bench.models.build import RELEASE
@@ -159,7 +159,7 @@ def as_generate(made: Any, kind: str, compiled: bool) -> list[Any]:
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
-@pytest.mark.parametrize("family", sorted(COMPILED))
+@pytest.mark.parametrize("family", [*sorted(COMPILED), "phi3 with two rotations"])
 def test_captured_prompts_give_the_tokens_of_generate(kind: str, family: str):
     """Prompts without padding, as bench run has them: filled by one launch, with other ids each time."""
     device = devices.get(kind)()
@@ -201,7 +201,7 @@ def test_captured_prompts_leave_the_same_cache(kind: str, dtype: torch.dtype):
         decoder.generate(ids.flip(1), None, 4, lambda: None)
         assert decoder.prompt is not None
         left = []
-        for fill in (decoder._fill, lambda ids, mask: decoder.cache.fill(ids, mask, _positions(ids, mask))):
+        for fill in (decoder._fill, decoder.cache.fill):
             for layer in decoder.cache.layers:
                 layer.keys.zero_()
                 layer.values.zero_()
