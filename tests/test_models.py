@@ -408,7 +408,7 @@ def test_folder_errors_say_what_to_do(tmp_path: Path, folder: Path):
     cases = {
         tmp_path / "nowhere": "is not a folder: name one that save_pretrained wrote",
         empty: "no config.json in",
-        config_only: "model.safetensors",
+        config_only: "has no weights beside its configuration: download them, or use weights=random",
         remote: "brings its own code: read it, then set model.trust_remote_code=true",
         unknown: "does not know",
     }

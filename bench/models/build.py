@@ -142,6 +142,8 @@ def explain(error: BaseException, model: Model) -> CellError:
     if kinds & {"LocalEntryNotFoundError", "OfflineModeIsEnabled"} or "cached files" in text:
         why = "HF_HUB_OFFLINE is set" if offline() else "the hub does not answer"
         return LoadError(f"{what} is not in the local cache and {why}: download it first, or use weights=random")
+    if "file named" in text and "model.safetensors" in text:
+        return LoadError(f"{what} has no weights beside its configuration: download them, or use weights=random")
     if "model type" in text or "model identifier" in text:
         kind = model.config.get("model_type", what)
         return LoadError(f"transformers {transformers.__version__} does not know {kind}: use a newer one, or stack=")
