@@ -192,6 +192,29 @@ def test_indexers_with_other_heads(family: str, setting: str, heads: int, monkey
         assert found == expected, (batch, beams)
 
 
+@pytest.mark.parametrize(
+    ("padding", "best", "refused"),
+    [(0, 3, False), (9, 3, False), (10, 3, True), (10, 12, False), (11, 12, False), (12, 12, True)],
+)
+def test_left_padding_where_blocks_are_chosen_for_heads(
+    padding: int, best: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Rounding chooses among blocks of 3 that are partly padding; if more than half of 20 is, nothing else may be."""
+    monkeypatch.setitem(FAMILIES["minimax_m3_vl_text"], "index_topk_blocks", best)
+    made = model("minimax_m3_vl_text")
+    ids, mask = prompts(2, padded=False)
+    mask[1, :padding] = 0
+    config = GenerationConfig(max_new_tokens=14, num_beams=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    decoder = Decoder(made, Shape.of(2, 20, config), config)
+    with torch.inference_mode():
+        if refused:
+            with pytest.raises(Unsupported, match=r"left padding .* minimax_m3_vl_text, .*use prompts of one"):
+                decoder.generate(ids * mask, mask, 14, lambda: None)
+        else:
+            expected = made.generate(input_ids=ids * mask, attention_mask=mask, generation_config=config)
+            assert decoder.generate(ids * mask, mask, 14, lambda: None).tolist() == expected.tolist()
+
+
 @pytest.mark.parametrize("limit", [19, 20, 32, 33])
 def test_where_generate_fills_the_cache_anew(limit: int, monkeypatch: pytest.MonkeyPatch):
     """Behind 20 tokens, 14 come: the cache is filled anew for the second of them (20), for the last (32), or never."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..errors import Unsupported
 from .attention import inherited, scores
 from .equals import best_of_each
 
@@ -95,6 +96,24 @@ def choose_for_heads(
     chosen = torch.zeros_like(best, dtype=torch.bool).scatter(-1, blocks, values > -torch.inf)
     column = (places.positions() // size).clamp(max=best.shape[-1] - 1).long()
     return chosen[..., column] & places.seen()[:, None]
+
+
+def refuse_padding(config: Any, mask: torch.Tensor, length: int) -> None:
+    """Raise Unsupported if left padding leaves it open what `choose_for_heads` chooses for `length` tokens to come.
+
+    As in transformers, it compares places, which count padding, with positions, which do not: all blocks up to a
+    token's position may be padding. And all padding is alike: where a block is partly padding, rounding decides
+    between it and those that are nothing else, unless there are no more blocks than it chooses.
+    """
+    size, positions = config.index_block_size, mask.sum(-1)
+    padding = mask.shape[1] - positions
+    hidden = (positions // size + 1) * size <= padding
+    alike = (padding % size > 0) & ((positions + length) // size >= config.index_topk_blocks)
+    if bool((hidden | alike).any()):
+        raise Unsupported(
+            f"generate() takes left padding for positions in the indexer of {config.model_type}, and attends to that "
+            "or to what rounding decides: use prompts of one length, or engine=eager"
+        )
 
 
 def _of_prompts(keys: Shared, size: int) -> torch.Tensor:
