@@ -99,7 +99,7 @@ def choose_for_heads(
 
 
 def refuse_padding(config: Any, mask: torch.Tensor, length: int) -> None:
-    """Raise Unsupported if left padding leaves it open what `choose_for_heads` chooses for `length` tokens to come.
+    """Raise Unsupported if left padding may leave open what `choose_for_heads` chooses for `length` tokens to come.
 
     As in transformers, it compares places, which count padding, with positions, which do not: all blocks up to a
     token's position may be padding. And all padding is alike: where a block is partly padding, rounding decides
