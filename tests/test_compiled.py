@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from bench.cell import Cell, Choice, Generate
@@ -192,27 +193,52 @@ def test_indexers_with_other_heads(family: str, setting: str, heads: int, monkey
         assert found == expected, (batch, beams)
 
 
-@pytest.mark.parametrize(
-    ("padding", "best", "refused"),
-    [(0, 3, False), (9, 3, False), (10, 3, True), (10, 12, False), (11, 12, False), (12, 12, True)],
-)
-def test_left_padding_where_blocks_are_chosen_for_heads(
-    padding: int, best: int, refused: bool, monkeypatch: pytest.MonkeyPatch
-):
-    """Rounding chooses among blocks of 3 that are partly padding; if more than half of 20 is, nothing else may be."""
-    monkeypatch.setitem(FAMILIES["minimax_m3_vl_text"], "index_topk_blocks", best)
-    made = model("minimax_m3_vl_text")
+class SameForSameKeys(TorchFunctionMode):
+    """Products as in an indexer, that are rounded in one way for all positions: BLAS has other ways at the edges."""
+
+    def __torch_function__(
+        self, function: Any, _: Any, arguments: tuple[Any, ...] = (), named: dict[str, Any] | None = None
+    ) -> Any:
+        if function is not torch.matmul:
+            return function(*arguments, **(named or {}))
+        query, key = arguments
+        return (query[..., None, :] * key.transpose(-1, -2)[..., None, :, :]).sum(-1)
+
+
+BLOCKS = [(3, 3, 1), (4, 2, 1), (2, 1, 0), (8, 4, 2)]
+"""Size of those of MiniMax M3, how many are chosen, and how many of the latest are always chosen."""
+
+
+def with_blocks(size: int, best: int, latest: int, monkeypatch: pytest.MonkeyPatch) -> Any:
+    names = "index_block_size", "index_topk_blocks", "index_local_blocks"
+    settings = dict(zip(names, (size, best, latest), strict=True))
+    monkeypatch.setitem(FAMILIES, "minimax_m3_vl_text", FAMILIES["minimax_m3_vl_text"] | settings)
+    return model("minimax_m3_vl_text")
+
+
+def padded_otherwise(padding: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, [2, 20]; the second prompt starts with `padding`."""
     ids, mask = prompts(2, padded=False)
     mask[1, :padding] = 0
-    config = GenerationConfig(max_new_tokens=14, num_beams=3, do_sample=False, pad_token_id=0, eos_token_id=None)
+    return ids * mask, mask
+
+
+@pytest.mark.parametrize(("size", "best", "latest"), BLOCKS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_left_padding_where_blocks_are_chosen_for_heads(
+    size: int, best: int, latest: int, beams: int, monkeypatch: pytest.MonkeyPatch
+):
+    """Padding has scores, too, and is all that there is for rows that are mostly padding; from none to all but one."""
+    made = with_blocks(size, best, latest, monkeypatch)
+    config = GenerationConfig(max_new_tokens=14, num_beams=beams, do_sample=False, pad_token_id=0, eos_token_id=None)
     decoder = Decoder(made, Shape.of(2, 20, config), config)
-    with torch.inference_mode():
-        if refused:
-            with pytest.raises(Unsupported, match=r"left padding .* minimax_m3_vl_text, .*use prompts of one"):
-                decoder.generate(ids * mask, mask, 14, lambda: None)
-        else:
-            expected = made.generate(input_ids=ids * mask, attention_mask=mask, generation_config=config)
-            assert decoder.generate(ids * mask, mask, 14, lambda: None).tolist() == expected.tolist()
+    for padding in range(20):
+        ids, mask = padded_otherwise(padding)
+        with torch.inference_mode():
+            found = decoder.generate(ids, mask, 14, lambda: None)
+            with SameForSameKeys():
+                expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+        assert found.tolist() == expected.tolist(), padding
 
 
 @pytest.mark.parametrize("limit", [19, 20, 32, 33])

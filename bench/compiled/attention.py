@@ -115,6 +115,11 @@ def attend(
         chosen = (torch.zeros_like(seen).scatter(1, indices[:, 0].long(), True) & seen)[:, None]
     elif block_indices is not None:
         chosen = block_indices.repeat_interleave(query.shape[1] // block_indices.shape[1], dim=1)
+        nothing = ~chosen.any(-1, keepdim=True)  # then transformers adds the same to all scores, padding's, too
+        chosen = torch.where(nothing, key.places().filled(), chosen)
+        if query.dtype != torch.float16:  # of whose lowest number the scores are not lost in rounding
+            query = query.masked_fill(nothing[..., None], 0)
+        key = key._replace(first=torch.zeros_like(key.first))
     if sliding_window:
         key = key._replace(window=min(sliding_window, key.window or sliding_window))
     query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32

@@ -6,7 +6,9 @@ all its beams. Behind them, a row has its own, and the first of these may begin 
 make a block yet are always chosen.
 
 MiniMax M3's (`choose_for_heads`) scores each position, for each of some groups of heads, and takes of a block the
-highest. Blocks are counted from the first position, padding or not, and positions of padding have scores, too.
+highest. Blocks are counted from the first position, padding or not, and positions of padding have scores, too: those
+blocks are of equal score, and which of them are chosen depends, in `generate` on CPU, on how its products are rounded.
+Here they are equal.
 """
 
 from __future__ import annotations
@@ -17,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import Unsupported
 from .attention import inherited, scores
 from .equals import best_of_each
 
@@ -88,32 +89,31 @@ def choose_for_heads(
     positions = torch.arange(-(-found.shape[-1] // size) * size, device=found.device)
     behind = (capacity + positions - place.prompt_length).clamp(max=found.shape[-1] - 1)
     at = torch.where(positions < place.prompt_length, positions, behind).long()
-    found = found[..., at].masked_fill((positions > position_ids)[:, None], -torch.inf)
+    found = _level(found, keys)[..., at].masked_fill((positions > position_ids)[:, None], -torch.inf)
     best = torch.unflatten(found, -1, (-1, size)).amax(-1)
     latest = (position_ids // size - torch.arange(self.local_blocks, device=found.device)).clamp(min=0)
     best = best.scatter(-1, latest[:, None].expand(-1, best.shape[1], -1), torch.inf)
-    values, blocks = best.topk(min(self.topk_blocks, best.shape[-1]))
-    chosen = torch.zeros_like(best, dtype=torch.bool).scatter(-1, blocks, values > -torch.inf)
+    if found.device.type == "cpu":
+        there = (positions[::size] <= place.prompt_length + place.step).expand(best.shape[0] * best.shape[1], -1)
+        chosen = best_of_each(best.flatten(0, 1), there, self.topk_blocks).view_as(best)
+    else:
+        blocks = best.topk(min(self.topk_blocks, best.shape[-1])).indices
+        chosen = torch.zeros_like(best, dtype=torch.bool).scatter(-1, blocks, True)
+    chosen = chosen & (best > -torch.inf)
     column = (places.positions() // size).clamp(max=best.shape[-1] - 1).long()
     return chosen[..., column] & places.seen()[:, None]
 
 
-def refuse_padding(config: Any, mask: torch.Tensor, length: int) -> None:
-    """Raise Unsupported if left padding may leave open what `choose_for_heads` chooses for `length` tokens to come.
-
-    As in transformers, it compares places, which count padding, with positions, which do not: all blocks up to a
-    token's position may be padding. And all padding is alike: where a block is partly padding, rounding decides
-    between it and those that are nothing else, unless there are no more blocks than it chooses.
-    """
-    size, positions = config.index_block_size, mask.sum(-1)
-    padding = mask.shape[1] - positions
-    hidden = (positions // size + 1) * size <= padding
-    alike = (padding % size > 0) & ((positions + length) // size >= config.index_topk_blocks)
-    if bool((hidden | alike).any()):
-        raise Unsupported(
-            f"generate() takes left padding for positions in the indexer of {config.model_type}, and attends to that "
-            "or to what rounding decides: use prompts of one length, or engine=eager"
-        )
+def _level(found: torch.Tensor, keys: Shared) -> torch.Tensor:
+    """Scores of shape [rows, groups, capacities], the same for all padding whose keys are: rounding may differ."""
+    place, prompt = keys.place, keys.prompt[:, 0]
+    capacity = prompt.shape[1]
+    last = (place.pad - 1).clamp(min=0).long()
+    key = prompt[torch.arange(len(last), device=last.device), last]
+    padding = torch.arange(capacity, device=last.device) < place.pad[:, None]
+    same = _each(padding & (prompt == key[:, None]).all(-1), place)[:, None]
+    score = found.gather(-1, _each(last, place)[:, None, None].expand(-1, found.shape[1], -1))
+    return torch.cat([torch.where(same, score, found[..., :capacity]), found[..., capacity:]], dim=-1)
 
 
 def _of_prompts(keys: Shared, size: int) -> torch.Tensor:

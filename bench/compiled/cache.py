@@ -287,7 +287,6 @@ class SharedPrompt:
         kinds = StaticCache(config=config, max_cache_len=self.length).layers
         names = {config.model_type, *(type(kind).__name__ for kind in kinds)}
         self.indexed = "StaticIndexedLayer" in names
-        self.chooses_for_heads = "MiniMaxM3VLSparseStaticCacheLayer" in names
         if any(hasattr(module, "indexer") for module in model.modules()):  # which once kept its keys elsewhere
             names.add("StaticIndexedLayer")
         _refuse_older(config.model_type, names)

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 
 from ..devices.base import Device
 from ..errors import Unsupported
-from . import blocks, rotation
+from . import rotation
 from .cache import Place, SharedPrompt
 from .choose import Beams, Choice, Single
 
@@ -132,11 +132,8 @@ class Decoder:
         """`length` tokens after prompts `ids` of shape [batch, prompt length]; returns [batch, both lengths].
 
         `mask`, of the same shape, is 0 for padding on the left; None says that there is none. `on_step` is called after
-        each token's computation has been launched. Raises Unsupported where `generate` forgets the prompt (`rotation`)
-        or its tokens depend on rounding (`blocks`).
+        each token's computation has been launched. Raises Unsupported where `generate` forgets the prompt (`rotation`).
         """
-        if mask is not None and self.cache.chooses_for_heads:
-            blocks.refuse_padding(self.cache.config, mask, length)
         filled_anew = rotation.filled_anew(self.cache.config, ids.shape[1], length)
         place, choice = self.place, self.choice
         logits = self._fill(ids, mask)

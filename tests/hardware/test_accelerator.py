@@ -15,7 +15,7 @@ from bench.compiled.step import Decoder, Shape
 from bench.devices import devices
 from bench.engines.compiled import Compiled
 from bench.models.build import RELEASE
-from tests.test_compiled import FAMILIES, VOCABULARY, model, prompts
+from tests.test_compiled import BLOCKS, FAMILIES, VOCABULARY, model, padded_otherwise, prompts, with_blocks
 from tests.test_fuse import FOLDED, Seen, around_bytes, folded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # each family, and each torch on each accelerator, has its own
@@ -128,6 +128,27 @@ def test_what_an_indexer_finds_equally_good(
     """With few heads, many scores are exactly 0, and tokens depend on which of these are taken."""
     monkeypatch.setitem(FAMILIES[family], heads, number)
     as_generate(model(family), kind, compiled)
+
+
+@pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("size", "best", "latest"), BLOCKS)
+@pytest.mark.parametrize("beams", [1, 3])
+def test_left_padding_where_blocks_are_chosen_for_heads(
+    kind: str, compiled: bool, size: int, best: int, latest: int, beams: int, monkeypatch: pytest.MonkeyPatch
+):
+    """From no padding to all but one token."""
+    made = with_blocks(size, best, latest, monkeypatch).to(kind)
+    device = devices.get(kind)()
+    config = GenerationConfig(max_new_tokens=14, num_beams=beams, do_sample=False, pad_token_id=0, eos_token_id=None)
+    decoder = Decoder(made, Shape.of(2, 20, config), config, Compiled()._options(device) if compiled else None, device)
+    for padding in range(20):
+        ids, mask = (part.to(kind) for part in padded_otherwise(padding))
+        with torch.inference_mode():
+            expected = made.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            found = decoder.generate(ids, mask, 14, lambda: None)
+        assert found.tolist() == expected.tolist(), padding
+    assert not decoder.noticed
 
 
 @pytest.mark.parametrize("kind", [needs("cuda"), needs("xpu")])
