@@ -95,7 +95,7 @@ def choose_for_heads(
     best = best.scatter(-1, latest[:, None].expand(-1, best.shape[1], -1), torch.inf)
     if found.device.type == "cpu":
         there = (positions[::size] <= place.prompt_length + place.step).expand(best.shape[0] * best.shape[1], -1)
-        chosen = best_of_each(best.flatten(0, 1), there, self.topk_blocks).view_as(best)
+        chosen: torch.Tensor = best_of_each(best.flatten(0, 1), there, self.topk_blocks).view_as(best)
     else:
         blocks = best.topk(min(self.topk_blocks, best.shape[-1])).indices
         chosen = torch.zeros_like(best, dtype=torch.bool).scatter(-1, blocks, True)
