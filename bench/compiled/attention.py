@@ -92,46 +92,77 @@ class Places(NamedTuple):
         return (self.filled() & behind).repeat_interleave(self.rows // len(self.first), dim=0)
 
 
+class Unattended(NamedTuple):
+    """What attention gives where its mask leaves nothing to attend to, having the lowest number everywhere."""
+
+    scores_count: bool
+    """Whether scores are not lost when that is added: then it is as if there were no mask. Otherwise, the mean."""
+    is_zero: bool
+    """Whether it is 0 instead: that number is taken for no position at all."""
+
+
+class Blocks(NamedTuple):
+    """What `blocks.choose_for_heads` has chosen."""
+
+    places: torch.Tensor
+    """Whether heads of a group may attend to each place, [rows, groups, capacities]."""
+    otherwise: Unattended
+    """Where they may attend to none."""
+
+
 def attend(
     module: Any, query: torch.Tensor, key: Parts, value: Parts, attention_mask: torch.Tensor | None,
     scaling: float | None = None, sliding_window: int | None = None, softcap: float | None = None,
-    s_aux: torch.Tensor | None = None, indices: torch.Tensor | None = None, block_indices: torch.Tensor | None = None,
+    s_aux: torch.Tensor | None = None, indices: torch.Tensor | None = None, block_indices: Blocks | None = None,
     **other: Any,
 ) -> tuple[torch.Tensor, None]:  # fmt: skip
     """Attention of the new tokens (query of shape [rows, heads, 1, head size]), which it also puts into the cache.
 
     `s_aux` is transformers' name for sinks: scores of shape [heads] that no value belongs to. `indices` are the places
     that an indexer has chosen among `Places.seen`, shape [rows, 1, chosen]. Those of `blocks` say it of each place:
-    in `attention_mask`, of shape [rows, 1, 1, capacities], or for groups of heads in `block_indices`, of shape
-    [rows, groups, capacities].
+    in `attention_mask`, of shape [rows, 1, 1, capacities], or for groups of heads in `block_indices`.
     """
     surprises = sorted(name for name, given in other.items() if given is not None and name not in UNUSED)
     if any(isinstance(other[name], torch.Tensor) for name in surprises):
         raise Unsupported(f"{type(module).__name__} gives its attention {', '.join(surprises)}, which compiled ignores")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     chosen = None if attention_mask is None or attention_mask.dim() != 4 else attention_mask[:, 0]
+    nothing = None
     if indices is not None:
         seen = key.places().seen()
         chosen = (torch.zeros_like(seen).scatter(1, indices[:, 0].long(), True) & seen)[:, None]
     elif block_indices is not None:
-        chosen = block_indices.repeat_interleave(query.shape[1] // block_indices.shape[1], dim=1)
-        nothing = ~chosen.any(-1, keepdim=True)  # then transformers adds the same to all scores, padding's, too
-        chosen = torch.where(nothing, key.places().filled(), chosen)
-        if query.dtype != torch.float16:  # of whose lowest number the scores are not lost in rounding
-            query = query.masked_fill(nothing[..., None], 0)
-        key = key._replace(first=torch.zeros_like(key.first))
+        key, query, chosen, nothing = _of_blocks(key, query, *block_indices)
     if sliding_window:
         key = key._replace(window=min(sliding_window, key.window or sliding_window))
     query = query.to(key.new_keys.dtype)  # CodeGen's stays in fp32
     run = kernel if kernel is not None and query.device.type != "cpu" else reference
     more = s_aux, chosen, scale, softcap or 0.0
     if not key.latent:
-        return run(query, *key, *more).unsqueeze(1), None
+        result = run(query, *key, *more)
+        return (result if nothing is None else result.masked_fill(nothing, 0)).unsqueeze(1), None
     keys, values = _expansion(module, query)
     plain, positioned = query[..., : keys.shape[1]], query[..., keys.shape[1] :]
     absorbed = (plain.squeeze(2).transpose(0, 1) @ keys).transpose(0, 1).unsqueeze(2)
     latents = run(torch.cat([absorbed, positioned], dim=-1), *key, *more)
     return (latents.transpose(0, 1) @ values.transpose(1, 2)).transpose(0, 1).unsqueeze(1), None
+
+
+def _of_blocks(
+    parts: Parts, query: torch.Tensor, places: torch.Tensor, otherwise: Unattended
+) -> tuple[Parts, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """For attention to `places`, or else to all that are filled, padding, too: Parts and queries.
+
+    Also whether each head attends to each place, [rows, heads, capacities], and whether its result is 0, [rows, heads,
+    1], if that may be.
+    """
+    chosen = places.repeat_interleave(query.shape[1] // places.shape[1], dim=1)
+    nothing = ~chosen.any(-1, keepdim=True)
+    chosen = torch.where(nothing, parts.places().filled(), chosen)
+    if not otherwise.scores_count:
+        query = query.masked_fill(nothing[..., None], 0)
+    parts = parts._replace(first=torch.zeros_like(parts.first))
+    return parts, query, chosen, nothing if otherwise.is_zero else None
 
 
 def _expansion(layer: Any, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

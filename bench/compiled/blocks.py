@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .attention import inherited, scores
+from .attention import Blocks, Unattended, inherited, scores
 from .equals import best_of_each
 
 if TYPE_CHECKING:
@@ -74,14 +74,15 @@ def choose(
 
 def choose_for_heads(
     self: Any, hidden_states: torch.Tensor, position_embeddings: Any, past_key_values: Any, position_ids: torch.Tensor
-) -> torch.Tensor:
-    """Whether heads of each group may attend to each place, [rows, groups, capacities]: that indexer's `forward`."""
+) -> Blocks:
+    """What heads of each group may attend to: that indexer's `forward`."""
     rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
     cos, sin = (part[..., : self.head_dim] for part in position_embeddings)
     query = self.q_norm(self.q_proj(hidden_states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
     key = self.k_norm(self.k_proj(hidden_states).unflatten(-1, (-1, self.head_dim))).transpose(1, 2)
     query, key = rotate(query, key, cos, sin)
-    keys: Shared = past_key_values.layers[self.layer_idx].update_index(key).keys
+    layer = past_key_values.layers[self.layer_idx]
+    keys: Shared = layer.update_index(key).keys
     place, capacity, size = keys.place, keys.prompt.shape[2], self.block_size
     places = place.places(capacity)
     found = scores(query.squeeze(2).float(), keys.prompt, inherited(keys.own, place.ancestry))
@@ -101,7 +102,25 @@ def choose_for_heads(
         chosen = torch.zeros_like(best, dtype=torch.bool).scatter(-1, blocks, True)
     chosen = chosen & (best > -torch.inf)
     column = (places.positions() // size).clamp(max=best.shape[-1] - 1).long()
-    return chosen[..., column] & places.seen()[:, None]
+    return Blocks(chosen[..., column] & places.seen()[:, None], layer.unattended)
+
+
+def unattended(model: Any) -> Unattended:
+    """What the attention of MiniMax M3 gives for nothing but padding, tried: kernels differ, and dtypes."""
+    layer = next(layer for layer in model.modules() if hasattr(layer, "indexer"))
+    attention = sys.modules[type(layer).__module__]
+    run = attention.ALL_ATTENTION_FUNCTIONS.get_interface(
+        layer.config._attn_implementation, attention.eager_attention_forward
+    )
+    heads, size = layer.config.num_attention_heads, layer.head_dim
+    like = {"dtype": model.dtype, "device": model.device}
+    query, values = torch.ones(1, heads, 1, size, **like), torch.ones(1, heads, 64, size, **like)
+    values[:, :, ::2] = 3
+    keys = (values - 1) * 5 / (size * layer.scaling)  # scores of 10, where values are 3, and of 0
+    mask = torch.full((1, heads, 1, 64), torch.finfo(model.dtype).min, **like)
+    groups = layer.num_key_value_groups
+    found = float(run(layer, query, keys[:, ::groups], values[:, ::groups], mask, scaling=layer.scaling)[0].mean())
+    return Unattended(scores_count=found > 2.5, is_zero=found < 1)
 
 
 def _level(found: torch.Tensor, keys: Shared) -> torch.Tensor:

@@ -13,7 +13,7 @@ from transformers.cache_utils import CacheLayerMixin
 from ..errors import Unsupported
 from ..models.build import RELEASE
 from . import blocks, equals, own_attention, rotation
-from .attention import NAME, Parts, Places, contiguous, inherited, scores
+from .attention import NAME, Parts, Places, Unattended, contiguous, inherited, scores
 
 SINCE = {
     "StaticIndexedLayer": (5, 17), "LinearAttentionLayer": (5, 17), "gemma3n_text": (5, 23), "gemma4_text": (5, 13),
@@ -150,6 +150,8 @@ class SharedPromptLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers 
     """How many of the positions that `update` is given while filling are not of prompts."""
     starts: torch.Tensor | None = None
     """Where blocks of positions begin that an indexer chooses; see `blocks`."""
+    unattended: Unattended | None = None
+    """What attention gives where an indexer leaves nothing; see `blocks`."""
 
     def __init__(
         self, place: Place, prompt_capacity: int, whole: bool, bias: torch.Tensor | None, chunk: int | None, window: int
@@ -294,6 +296,7 @@ class SharedPrompt:
         bias = None if self.whole else own_attention.bias(model, self.length)
         if bias is not None:
             stay(bias)
+        unattended = blocks.unattended(model) if "MiniMaxM3VLSparseStaticCacheLayer" in names else None
         self.layers: list[SharedPromptLayer] = []
         self.states: list[States] = []
         layers = []
@@ -304,6 +307,7 @@ class SharedPrompt:
                 kind = SharedPromptLayer(place, prompt_capacity, self.whole, bias, chunk, window)
                 if size := getattr(config, "indexer_compress_ratio", None):
                     kind.starts = blocks.starts(place, prompt_capacity, size)
+                kind.unattended = unattended
                 self.layers.append(kind)
             elif name == "LinearAttentionLayer":
                 self.states.append(States(kind, place))
