@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bench.cell import Cell, Choice, Generate
-from bench.compiled import attention, blocks, cache, own_attention, rotation, step, tuning
+from bench.compiled import attention, blocks, cache, own_attention, step, tuning
 from bench.compiled.attention import Blocks
 from bench.compiled.cache import Index, Place, Shared
 from bench.compiled.step import Decoder, Shape
@@ -29,7 +29,7 @@ from bench.engines import engines
 from bench.engines.compiled import Compiled
 from bench.engines.eager import Eager
 from bench.errors import ConfigError, Unsupported
-from bench.models import build
+from bench.models import build, refill
 from bench.models.spec import Model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")  # Inductor's own
@@ -291,8 +291,8 @@ def test_where_generate_fills_the_cache_anew(limit: int, monkeypatch: pytest.Mon
         assert found == expected
 
 
-def test_where_generate_forgets_the_prompt(monkeypatch: pytest.MonkeyPatch):
-    """Without the cache, and without filling it anew, each token follows from the one before it alone."""
+def test_where_generate_forgets_the_prompt(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each token follows from the one before it alone: refused, and in `generate` itself measured with a warning."""
     small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_blocks": 1}
     parts = {"vision_config": small, "audio_config": small}
     monkeypatch.setitem(FAMILIES, "phi4_multimodal", FAMILIES["phi3 with two rotations"] | parts)
@@ -307,7 +307,18 @@ def test_where_generate_forgets_the_prompt(monkeypatch: pytest.MonkeyPatch):
     alone = [int(made(generated[:, at : at + 1]).logits.argmax()) for at in range(26, 39)]
     assert generated[0, 27:].tolist() == alone
 
-    monkeypatch.setattr(rotation, "RELEASE", (5, 19))
+    folder = tmp_path / "forgets"
+    made.config.save_pretrained(folder)
+    common = "weights=random", "device=cpu", "precision=fp32", "lengths=20/14", "iterations=1", "warmup=1"
+    done = bench("run", "-m", f"model={folder}", *common, "engine=eager,static,compiled", "results=out")
+    assert done.code == 1, done.stderr
+    with (bench.cwd / "out" / "results.csv").open() as file:
+        found = {row["engine"]: row for row in csv.DictReader(file)}
+    message = "forgets the prompt when phi4_multimodal passes 26 positions"
+    assert message in found["eager"]["warnings"] and message in found["static"]["warnings"]
+    assert found["compiled"]["status"] == "unsupported" and message in found["compiled"]["error"]
+
+    monkeypatch.setattr(refill, "RELEASE", (5, 19))
     with pytest.raises(Unsupported, match=r"5.19 .* when phi3 .*: use a newer transformers \(5.20\), or lengths"):
         both(model("phi3 with two rotations"), 1, 1)
 

@@ -9,13 +9,7 @@ from typing import Any
 
 import torch
 
-from ..errors import Unsupported
-from ..models.build import RELEASE
 from .own_attention import Method
-
-FILLED_ANEW: dict[str, tuple[int, int] | None] = {"phi3": (5, 20), "phimoe": (5, 20), "phi4_multimodal": None}
-"""Families with LongRoPE (Ding et al. 2024) whose `generate` drops the cache where other frequencies begin, and the
-transformers since which it fills it anew then: without that, each token follows from the last alone (None: in 5.23)."""
 
 
 def methods(model: Any) -> list[Method]:
@@ -47,24 +41,3 @@ def _phimoe(module: Any, device: torch.device) -> Callable[..., tuple[torch.Tens
         return (angles.cos() * factor).to(x.dtype), (angles.sin() * factor).to(x.dtype)
 
     return forward
-
-
-def filled_anew(config: Any, prompt: int, length: int) -> int | None:
-    """At how many tokens, padding included, the cache is filled anew while `length` tokens follow the prompt, if ever.
-
-    Raises Unsupported where `generate` drops the cache then and does not fill it.
-    """
-    if config.model_type not in FILLED_ANEW or config.rope_parameters["rope_type"] != "longrope":
-        return None
-    limit: int = config.original_max_position_embeddings
-    if not prompt <= limit < prompt + length - 1:
-        return None
-    since = FILLED_ANEW[config.model_type]
-    if since is None or since > RELEASE:
-        release = ".".join(map(str, RELEASE))
-        newer = "" if since is None else f"a newer transformers ({'.'.join(map(str, since))}), or "
-        raise Unsupported(
-            f"generate() of transformers {release} forgets the prompt when {config.model_type} passes {limit} "
-            f"positions: use {newer}lengths on one side"
-        )
-    return limit + 1

@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
 
 from ..devices.base import Device
 from ..errors import Unsupported
-from . import rotation
+from ..models.refill import filled_anew
 from .cache import Place, SharedPrompt
 from .choose import Beams, Choice, Single
 
@@ -132,9 +132,9 @@ class Decoder:
         """`length` tokens after prompts `ids` of shape [batch, prompt length]; returns [batch, both lengths].
 
         `mask`, of the same shape, is 0 for padding on the left; None says that there is none. `on_step` is called after
-        each token's computation has been launched. Raises Unsupported where `generate` forgets the prompt (`rotation`).
+        each token's computation has been launched. Raises Unsupported where `generate` forgets the prompt.
         """
-        filled_anew = rotation.filled_anew(self.cache.config, ids.shape[1], length)
+        refill = filled_anew(self.cache.config, ids.shape[1], length)
         place, choice = self.place, self.choice
         logits = self._fill(ids, mask)
         # What is small comes after what is large, when the device is busy and the host has time.
@@ -146,7 +146,7 @@ class Decoder:
         self.cache.decoding(True)
         try:
             while made < length and not (choice.eos is not None and bool(choice.ended)):
-                if ids.shape[1] + made == filled_anew:
+                if ids.shape[1] + made == refill:
                     self._fill_anew(ids, mask, made)
                 else:
                     self.run()

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..cell import Cell, Generate
 from ..devices.base import Device
-from ..errors import NonFinite
+from ..errors import NonFinite, Unsupported
 from ..precisions.base import DTYPE_BYTES, precision_of
 from ..tensor_parallel import tensor_parallel
 from .base import Engine, Loaded, engines
@@ -69,11 +69,16 @@ class Eager(Engine):
         import torch
 
         from ..models.prompts import prompts
+        from ..models.refill import filled_anew
 
         work = cell.workload
         model = loaded.handle
-        size = model.config.get_text_config(decoder=True).vocab_size
-        ids, warnings = prompts(cell.model, size, work.input_tokens, work.batch_size, cell.seed)
+        config = model.config.get_text_config(decoder=True)
+        ids, warnings = prompts(cell.model, config.vocab_size, work.input_tokens, work.batch_size, cell.seed)
+        try:
+            filled_anew(config, work.input_tokens, work.output_tokens)
+        except Unsupported as reason:  # what comes then is measured without the prompt
+            warnings.append(str(reason))
         ids = ids.to(model.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, warnings
 
