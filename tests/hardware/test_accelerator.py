@@ -15,7 +15,8 @@ from bench.compiled.step import Decoder, Shape
 from bench.devices import devices
 from bench.engines.compiled import Compiled
 from bench.models.build import RELEASE
-from tests.test_compiled import BLOCKS, FAMILIES, VOCABULARY, model, padded_otherwise, prompts, with_blocks
+from tests.test_blocks import BLOCKS, padded_otherwise, with_blocks
+from tests.test_compiled import FAMILIES, VOCABULARY, model, prompts
 from tests.test_fuse import FOLDED, Seen, around_bytes, folded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # each family, and each torch on each accelerator, has its own
