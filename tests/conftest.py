@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench.cell import Cell, Choice, Generate
 from bench.fingerprint import variables
@@ -25,10 +26,15 @@ GOLDEN = Path(__file__).parent / "golden"
 
 
 def pytest_configure() -> None:
-    """Commands inherit ignored signals, as under nohup and in the background of a script, but no handlers."""
+    """Commands inherit ignored signals, as under nohup and in the background of a script, but no handlers.
+
+    Of several processes with tests each has one thread: more would wait for each other, for twice as long.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)
 
 
 @dataclass(frozen=True)
