@@ -223,12 +223,12 @@ def test_where_generate_forgets_the_prompt(bench: Any, tmp_path: Path, monkeypat
     folder = tmp_path / "forgets"
     made.config.save_pretrained(folder)
     common = "weights=random", "device=cpu", "precision=fp32", "lengths=20/14", "iterations=1", "warmup=1"
-    done = bench("run", "-m", f"model={folder}", *common, "engine=eager,compiled", "num_beams=1", "results=out")
+    done = bench("run", "-m", f"model={folder}", *common, "engine=eager,static,compiled", "num_beams=1", "results=out")
     assert done.code == 1, done.stderr
     with (bench.cwd / "out" / "results.csv").open() as file:
         found = {row["engine"]: row for row in csv.DictReader(file)}
     message = "forgets the prompt when phi4_multimodal passes 26 positions"
-    assert message in found["eager"]["warnings"]
+    assert message in found["eager"]["warnings"] and message in found["static"]["warnings"]
     assert found["compiled"]["status"] == "unsupported" and message in found["compiled"]["error"]
 
     monkeypatch.setattr(refill, "RELEASE", (5, 19))
